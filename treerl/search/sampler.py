@@ -1,0 +1,110 @@
+"""What search asks of a sampler and gets back: `Continuation` in, `Span` out, `Sampler` between.
+
+A sampler is token-in token-out: it never sees text. Implementations live in treerl.samplers.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Finish(IntEnum):
+    """How a span ended, as the sampler reported it; never guessed from padding.
+
+    OPEN: an inner span, made by a split. STOP: EOS or a stop token, which is the span's last token.
+    CUT: the request's `max_tokens` ended or it was aborted; the path can go on.
+    LENGTH: the path reached `max_completion_length` (the request said `last`).
+    """
+
+    OPEN = 0
+    STOP = 1
+    CUT = 2
+    LENGTH = 3
+
+
+class Origin(IntEnum):
+    """Why a span was opened."""
+
+    PROMPT = 0
+    SAMPLE = 1
+    EXTEND = 2
+    ENTROPY = 3
+    WINDOW = 4
+    FRONTIER = 5
+    RANDOM = 6
+    CACHE = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Continuations a strategy wants from the end of `node`, one a seed.
+
+    `ks` number the draws from that point (see `Tree.request`). `last`: `max_tokens` is all that the path
+    may still grow, so a span that uses it up is finished by LENGTH, not CUT.
+    """
+
+    node: int
+    ks: tuple[int, ...]
+    seeds: tuple[int, ...]
+    max_tokens: int
+    last: bool
+    origin: Origin = Origin.SAMPLE
+    chosen_by_token: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """One sampled continuation to make: token prefix int32[n], its own seed, at most `max_tokens` tokens."""
+
+    prefix: NDArray[np.int32]
+    seed: int
+    max_tokens: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Sampled tokens. Columns have one length, at least 1.
+
+    tokens: int32. logprobs: float32, of the distribution actually sampled from (temperature and truncation
+    included). entropies: float32, nats, of the raw logits at temperature 1 over the full vocabulary,
+    before the token was drawn. The stop token, if any, is the last token.
+    """
+
+    tokens: NDArray[np.int32]
+    logprobs: NDArray[np.float32]
+    entropies: NDArray[np.float32]
+    policy_version: int
+    finish: Finish
+
+    def __post_init__(self) -> None:
+        if not len(self.tokens) == len(self.logprobs) == len(self.entropies) > 0:
+            raise ValueError("a span needs at least one token, and columns of one length")
+
+
+class Sampler(Protocol):
+    """Continues many token prefixes at once.
+
+    Results depend on the continuation and the weights alone, not on how work was batched (fp32).
+    """
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that serve; goes into every span drawn from now on."""
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Counters since the start: generated_tokens, prefill_tokens, reused_tokens, seconds."""
+
+    def submit(self, ticket: int, work: Continuation) -> None:
+        """Queues one continuation. Raises SamplerError if the prefix cannot fit the context."""
+
+    def step(self) -> list[tuple[int, Span]]:
+        """Works until at least one continuation ended and returns the ended ones; [] if none is queued."""
+
+    def abort(self, tickets: Iterable[int]) -> None:
+        """Drops queued continuations; their tickets are never returned."""
