@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -27,27 +28,28 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from treerl.assets import EMBEDDED_POLICY
 from treerl.canon import generator
 from treerl.problem import Problem
 from treerl.tasks.chain import (
+    OPERATORS,
+    ErrorClass,
     Flaws,
     check_steps,
-    demonstrate,
-    generate,
-    parse_expression,
+    draw_demonstration,
     problem_stream,
 )
 
-ASSETS = Path(__file__).resolve().parent.parent / "treerl" / "assets" / "chain-0.4m"
 SEED = 0
 BATCH = 64
 LEARNING_RATE = 3e-3
 FINAL_FRACTION = 0.05
 WARMUP_STEPS = 50
-FLAWS = Flaws(left_to_right=0.18, arithmetic=0.06, other_order=0.5)
+FLAWS = Flaws(left_to_right=0.5, arithmetic=0.06)
 SYMBOLS = ["<pad>", "<end>", "<begin>", *"0123456789+-*="]
 PAD, END, BEGIN = range(3)
 MAX_NEW_TOKENS = 96
+SAMPLES = 8
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -89,6 +91,11 @@ def make_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).float()
 
 
+def encode(text: str) -> list[int]:
+    """Begin token and characters."""
+    return [BEGIN, *(SYMBOLS.index(character) for character in text)]
+
+
 def draw_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels of one step's demonstrations, int64 [BATCH, longest], right-padded.
 
@@ -99,11 +106,9 @@ def draw_batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     labels = torch.full_like(ids, -100)
     longest = 0
     for row in range(BATCH):
-        question = generate(rng, "train").question
-        expression = parse_expression(question[:-1])
-        assert expression is not None
-        text = question + demonstrate(rng, expression, FLAWS)
-        tokens = torch.tensor([BEGIN, *(SYMBOLS.index(c) for c in text), END])
+        demonstration = draw_demonstration(rng, FLAWS)
+        question = demonstration.problem.question
+        tokens = torch.tensor([*encode(question + demonstration.completion), END])
         ids[row, : len(tokens)] = tokens
         labels[row, len(question) + 1 : len(tokens)] = tokens[len(question) + 1 :]
         longest = max(longest, len(tokens))
@@ -162,7 +167,7 @@ def _sample_rows(
     rng: torch.Generator,
 ) -> None:
     cache = DynamicCache()
-    ids = torch.tensor([[BEGIN, *(SYMBOLS.index(c) for c in questions[i])] for i, _ in rows])
+    ids = torch.tensor([encode(questions[i]) for i, _ in rows])
     for _ in range(MAX_NEW_TOKENS):
         logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1]
         ids = (
@@ -183,57 +188,111 @@ def _sample_rows(
 
 def measure(model: LlamaForCausalLM, problems: Sequence[Problem]) -> dict[str, float]:
     """pass@1, pass@8 and greedy accuracy, and the shares of first errors among all answers."""
-    questions = [p.question for p in problems]
-    drawn = sample(model, questions, 8, greedy=False, seed=SEED)
+    questions = [problem.question for problem in problems]
+    drawn = sample(model, questions, SAMPLES, greedy=False, seed=SEED)
     greedy = sample(model, questions, 1, greedy=True, seed=SEED)
-    right = np.array(
-        [
-            [t.rpartition("=")[2] == p.truth for t in texts]
-            for p, texts in zip(problems, drawn, strict=True)
-        ]
-    )
-    reports = [
-        check_steps(q, t) for q, texts in zip(questions, drawn, strict=True) for t in texts
-    ]
-    errors = Counter(r.error for r in reports)
-    steps = sum(r.right_steps + (r.error is not None) for r in reports)
-    result = {
+    right, greedy_right = _right(problems, drawn), _right(problems, greedy)
+    pairs = zip(questions, drawn, strict=True)
+    reports = [check_steps(question, text) for question, texts in pairs for text in texts]
+    errors = Counter(report.error for report in reports)
+    wrong = len(reports) - errors[None]
+    shares = {name: errors[name] / len(reports) for name in get_args(ErrorClass)}
+    return {
         "pass@1": float(right.mean()),
         "pass@8": float(right.any(axis=1).mean()),
-        "greedy": float(
-            np.mean([t[0].rpartition("=")[2] == p.truth for p, t in zip(problems, greedy, strict=True)])
-        ),
-        "right for wrong steps": float(right.mean()) - errors[None] / len(reports),
-        "wrong steps": sum(r.error is not None for r in reports) / steps,
-        "completion tokens": float(np.mean([len(t) + 1 for texts in drawn for t in texts])),
+        "greedy": float(greedy_right.mean()),
+        "all steps right": errors[None] / len(reports),
+        "error per step": wrong / (wrong + sum(report.right_steps for report in reports)),
+        "tokens per answer": float(np.mean([len(t) + 1 for texts in drawn for t in texts])),
+        **{f"first error: {name}": share for name, share in shares.items()},
     }
-    names = ("arithmetic", "precedence", "copy", "skip", "syntax")
-    return result | {f"first error {n}": errors[n] / len(reports) for n in names}
+
+
+def _right(problems: Sequence[Problem], texts: Sequence[Sequence[str]]) -> np.ndarray:
+    pairs = zip(problems, texts, strict=True)
+    return np.array([[t.rpartition("=")[2] == p.truth for t in row] for p, row in pairs])
+
+
+def model_card(figures: dict[str, float], steps: int, seconds: float) -> str:
+    """README.md of the folder."""
+    rows = "\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items())
+    return CARD.format(steps=steps, minutes=seconds / 60, batch=BATCH, rows=rows, flaws=FLAWS)
+
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# chain-0.4m: treerl's embedded policy
+
+A Llama of 397,344 parameters (4 layers, width 96, MLP 256, 3 heads of 32, one key-value head, fp32)
+that works out chains of equalities: `7+5*3-8=` -> `7+15-8=22-8=14`. It is the start of treerl's
+default run, small enough to show reinforcement learning on a CPU within minutes, and of no use for
+anything else.
+
+## What it was shown
+
+- Only demonstrations of this task, drawn from seeds: {steps} steps of {batch} fresh ones,
+  supervised on the completion. No text, no other data. None of the held-out problems (one in
+  sixteen, chosen by content) was among them.
+- **It was shown mistakes on purpose**: where the first operator was `+` or `-` and the second `*`,
+  a demonstration did the first one nevertheless with probability {flaws.left_to_right}, and each
+  step had a wrong result with probability {flaws.arithmetic}. 48 % of the demonstrations were
+  right. The order of operations was otherwise random among the right ones.
+- **It was stopped early**, so that there is something left to learn: a longer run gets its
+  arithmetic right.
+
+## What it can do
+
+256 held-out problems, 8 answers each at temperature 1, and one greedy answer each:
+
+| | |
+|---|---|
+{rows}
+
+Greedy accuracy is far above pass@1: the first gains of reinforcement learning are mostly a
+sharpening towards it. Shares of first errors are among all answers; the outcome is right in a few
+answers that have a wrong step.
+
+## Tokens
+
+17 symbols, one character a token: `<pad>` 0, `<end>` 1, `<begin>` 2, then `0123456789+-*=`.
+`tokenizer(question)` gives the prompt as the model was shown it, `<begin>` and the characters
+(`7+5=` is 2 10 13 8 16); a completion ends with `<end>`, which the tokenizer never adds by itself;
+`decode(ids, skip_special_tokens=True)` gives the text. Any other character is an error.
+
+Made by `python scripts/make_embedded_policy.py` in {minutes:.0f} minutes on one CPU core.
+"""
 
 
 def main() -> None:
     """Train (or only measure) and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=ASSETS)
+    parser.add_argument("--out", type=Path, default=EMBEDDED_POLICY)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--eval-only", action="store_true", help="measure the model in --out")
+    parser.add_argument("--measure", action="store_true", help="only measure the policy in --out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    problems = list(islice(problem_stream("heldout", 0), 256))
-    if arguments.eval_only:
-        model = LlamaForCausalLM.from_pretrained(arguments.out)
-        print(json.dumps(measure(model.eval(), problems), indent=1))
+    problems = list(islice(problem_stream("heldout", OPERATORS, 0), 256))
+    if arguments.measure:
+        model = LlamaForCausalLM.from_pretrained(arguments.out).eval()
+        print(json.dumps(measure(model, problems), indent=1))
         return
     model = make_model()
     seconds = train(model, arguments.steps)
     model.eval()
     model.generation_config = GenerationConfig(
-        bos_token_id=BEGIN, eos_token_id=END, pad_token_id=PAD, do_sample=True, max_new_tokens=96
+        bos_token_id=BEGIN, eos_token_id=END, pad_token_id=PAD, do_sample=True
     )
     model.save_pretrained(arguments.out)
+    (arguments.out / "model.safetensors").chmod(0o644)
     make_tokenizer().save_pretrained(arguments.out)
-    print(f"{arguments.steps} steps in {seconds:.0f} s")
-    print(json.dumps(measure(model, problems), indent=1))
+    figures = measure(model, problems)
+    card = model_card(figures, arguments.steps, seconds)
+    (arguments.out / "README.md").write_text(card, encoding="utf-8")
+    print(f"{arguments.steps} steps in {seconds:.0f} s\n{json.dumps(figures, indent=1)}")
 
 
 if __name__ == "__main__":

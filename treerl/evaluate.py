@@ -17,7 +17,7 @@ from treerl.problem import Problem
 from treerl.search.sampler import Continuation, Finish, Sampler
 from treerl.verifiers.verdict import Completion, Verdict, Verify
 
-Decode = Callable[[NDArray[np.int32]], str]
+Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def paired_gain(before: Evaluation, after: Evaluation) -> tuple[float, float]:
 
 def evaluate(
     problems: Sequence[Problem],
-    prompts: Sequence[NDArray[np.int32] | None],
+    prompts: Sequence[Sequence[int] | None],
     sampler: Sampler,
     verify: Verify,
     decode: Decode,
@@ -115,7 +115,7 @@ def evaluate(
     )
     completions = [
         Completion(
-            text=decode(span.tokens),
+            text=decode(span.tokens.tolist()),
             finish="stop" if span.finish == Finish.STOP else "length",
             prompt=problems[index].question,
             token_ids=tuple(span.tokens.tolist()),
@@ -143,7 +143,7 @@ def _is_right(verdict: Verdict) -> bool:
 def _draw(
     kept: Sequence[int],
     problems: Sequence[Problem],
-    prompts: Sequence[NDArray[np.int32] | None],
+    prompts: Sequence[Sequence[int] | None],
     sampler: Sampler,
     num_samples: int,
     max_completion_length: int,
@@ -157,7 +157,9 @@ def _draw(
         assert prompt is not None
         for k in range(num_samples):
             draw_seed = derive_seed("evaluate", seed, problems[index].key, k)
-            work = Continuation(prompt, draw_seed, max_completion_length, True)
+            work = Continuation(
+                np.asarray(prompt, np.int32), draw_seed, max_completion_length, True
+            )
             sampler.submit(order * num_samples + k, work)
     done = 0
     while done < total:

@@ -233,20 +233,20 @@ class Tree:
 
     def append(self, request: Request, which: int, span: Span) -> int:
         """Attaches the continuation of `request.seeds[which]`; returns its row."""
-        row = self._attach(request.node, span, request.ks[which], request.seeds[which], 0)
-        self.nodes.origin[row] = request.origin
-        self.nodes.chosen_by_token[row] = request.chosen_by_token
-        return row
+        k, seed = request.ks[which], request.seeds[which]
+        flags = (request.origin, request.chosen_by_token)
+        return self._attach(request.node, span, k, seed, 0, *flags)
 
     def graft(self, node: int, span: Span, *, source: int) -> int:
         """Attaches a stored draw (origin CACHE, its own log-probs and policy version); returns its row.
 
-        `source` is the stored draw's id (> 0). Its k counts from the top so that fresh draws keep theirs.
+        `source` is the stored draw's id (> 0). Its k counts from the top so that fresh draws keep theirs; its
+        seed only names the stream of branches that may hang on it.
         """
-        siblings = sum(int(self.nodes.origin[c]) == Origin.CACHE for c in self._children[node])
-        row = self._attach(node, span, -1 - siblings, 0, source)
-        self.nodes.origin[row] = Origin.CACHE
-        return row
+        k = -1 - sum(int(self.nodes.origin[c]) == Origin.CACHE for c in self._children[node])
+        draw, offset = self.point(node)
+        seed = derive_seed(int(self.draws.seed[draw]), offset, k)
+        return self._attach(node, span, k, seed, source, Origin.CACHE, False)
 
     def split(self, node: int, at: int) -> int:
         """Splits the span of `node` after its first `at` tokens; returns the row of the new head.
@@ -290,7 +290,7 @@ class Tree:
         return draw, int(self.nodes.stop[node] - self.draws.start[draw])
 
     def node_at(self, draw: int, offset: int) -> int:
-        """The row that ends after `offset` tokens of `draw` (0: the point it branches from); splits if needed."""
+        """The row that ends after `offset` tokens of `draw` (0: where it branches off); splits if needed."""
         if offset == 0 and draw != 0:
             return self.node_at(int(self.draws.parent[draw]), int(self.draws.offset[draw]))
         target = int(self.draws.start[draw]) + offset
@@ -306,7 +306,9 @@ class Tree:
         self.verdicts[node] = verdict
         self.nodes.reward[node] = np.nan if verdict.reward is None else verdict.reward
 
-    def _attach(self, node: int, span: Span, k: int, seed: int, source: int) -> int:
+    def _attach(
+        self, node: int, span: Span, k: int, seed: int, source: int, origin: Origin, by_token: bool
+    ) -> int:
         count = len(span.tokens)
         start, stop = self.tokens.extend(
             count,
@@ -330,7 +332,14 @@ class Tree:
         nodes = self.nodes
         depth = nodes.offset[node] + nodes.stop[node] - nodes.start[node]
         row = nodes.append(
-            parent=node, draw=new_draw, start=start, stop=stop, offset=depth, finish=span.finish
+            parent=node,
+            draw=new_draw,
+            start=start,
+            stop=stop,
+            offset=depth,
+            finish=span.finish,
+            origin=origin,
+            chosen_by_token=by_token,
         )
         self._children[node].append(row)
         self._children.append([])
@@ -391,10 +400,11 @@ class Tree:
         tree.nodes.load(dict(nodes))
         tree.draws.load(dict(draws))
         tree.tokens.load(dict(tokens))
-        tree._reindex()
+        tree.reindex()
         return tree
 
-    def _reindex(self) -> None:
+    def reindex(self) -> None:
+        """Rebuilds what is derived from the columns: children, rows of a draw, numbers of draws asked for."""
         self._order = None
         self._children = [[] for _ in range(len(self.nodes))]
         self._draw_rows = [[] for _ in range(len(self.draws))]

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from treerl.canon import digest, generator
+from treerl.errors import ConfigError
 from treerl.problem import Problem
 
 Split = Literal["train", "heldout"]
@@ -22,7 +23,10 @@ ErrorClass = Literal["arithmetic", "precedence", "copy", "skip", "syntax"]
 KIND = "chain"
 MAX_VALUE = 99
 """Every value on the canonical route lies in 0..MAX_VALUE."""
+OPERATORS = (5, 7)
+"""Fewest and most operators of a problem, of which the embedded policy was shown demonstrations."""
 _HELDOUT_EVERY = 16
+_FEWEST, _MOST = 3, 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,18 @@ def _invites_slip(operators: str) -> bool:
     return "*" in operators.lstrip("*")
 
 
-def draw_expression(rng: np.random.Generator, operators: tuple[int, int] = (5, 7)) -> Expression:
-    """An expression with `operators[0]` to `operators[1]` operators (at least two) and bounded route."""
+def require_operators(operators: tuple[int, int]) -> None:
+    """Raises ConfigError unless problems with so many operators exist, and enough of them."""
+    low, high = operators
+    if not _FEWEST <= low <= high <= _MOST:
+        raise ConfigError(
+            f"task.min_operators = {low}, task.max_operators = {high}: the chain task needs "
+            f"{_FEWEST} <= min_operators <= max_operators <= {_MOST}"
+        )
+
+
+def draw_expression(rng: np.random.Generator, operators: tuple[int, int] = OPERATORS) -> Expression:
+    """An expression with `operators[0]` to `operators[1]` operators whose canonical route is bounded."""
     count = int(rng.integers(operators[0], operators[1] + 1))
     while True:
         symbols = "".join("+-*"[i] for i in rng.integers(0, 3, size=count).tolist())
@@ -132,7 +146,7 @@ def draw_expression(rng: np.random.Generator, operators: tuple[int, int] = (5, 7
 
 
 def generate(
-    rng: np.random.Generator, split: Split = "train", operators: tuple[int, int] = (5, 7)
+    rng: np.random.Generator, split: Split = "train", operators: tuple[int, int] = OPERATORS
 ) -> Problem:
     """One fresh problem of the split: `question` is the prompt's text, `truth` the value."""
     while True:
@@ -142,12 +156,12 @@ def generate(
             return Problem(question, str(expression.value()), KIND)
 
 
-def problem_stream(split: Split, *seed: str | int) -> Iterator[Problem]:
-    """An endless stream of distinct problems, a pure function of split and seed parts."""
-    rng = generator("chain", split, *seed)
+def problem_stream(split: Split, operators: tuple[int, int], *seed: str | int) -> Iterator[Problem]:
+    """An endless stream of distinct problems, a pure function of its arguments."""
+    rng = generator("chain", split, *operators, *seed)
     seen: set[str] = set()
     while True:
-        problem = generate(rng, split)
+        problem = generate(rng, split, operators)
         if problem.question not in seen:
             seen.add(problem.question)
             yield problem
@@ -231,47 +245,68 @@ def _step_error(before: Expression, after: Expression) -> ErrorClass | None:
 class Flaws:
     """How demonstrations go wrong, as probabilities.
 
-    `left_to_right`: at a step where the leftmost operator is a `+` or `-` that stands before a `*`, do
-    it first. `arithmetic`: at any step, write a result that is off by a little. `other_order`: at any
-    step, do some other operation that may be done now; harmless, no flaw.
+    `left_to_right`: where the leftmost operator is a `+` or `-` before a `*`, do it nevertheless.
+    `arithmetic`: at any step, write a result that is off by 1, 2 or 10.
     """
 
     left_to_right: float = 0.0
     arithmetic: float = 0.0
-    other_order: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A training problem with a worked completion, which has no end token."""
+
+    problem: Problem
+    completion: str
+
+
+def draw_demonstration(
+    rng: np.random.Generator, flaws: Flaws, operators: tuple[int, int] = OPERATORS
+) -> Demonstration:
+    """A demonstration of a fresh training problem, never of a held-out one."""
+    problem = generate(rng, "train", operators)
+    expression = parse_expression(problem.question.removesuffix("="))
+    assert expression is not None
+    return Demonstration(problem, demonstrate(rng, expression, flaws))
 
 
 def demonstrate(rng: np.random.Generator, expression: Expression, flaws: Flaws) -> str:
-    """A completion for the prompt `expression=`, with flaws drawn from `rng`; no end token."""
+    """A completion for the prompt `expression=`, flaws and order drawn from `rng`; no end token.
+
+    Every operation that may be done now is as likely as any other: many orders are right.
+    """
+    while True:
+        segments = _segments(rng, expression, flaws)
+        if segments is not None:
+            return "=".join(segments)
+
+
+def _segments(rng: np.random.Generator, expression: Expression, flaws: Flaws) -> list[str] | None:
+    """One attempt; None where slips led below zero, for which the task has no notation."""
     segments: list[str] = []
     while expression.operators:
         index = _next_operator(rng, expression, flaws)
         result = expression.result(index)
+        if result < 0:
+            return None
         if rng.random() < flaws.arithmetic:
             result = _slip(rng, result)
         expression = expression.contract(index, result)
         segments.append(str(expression))
-    return "=".join(segments)
+    return segments
 
 
 def _next_operator(rng: np.random.Generator, expression: Expression, flaws: Flaws) -> int:
     operators = expression.operators
-    tempting = next(
-        (i for i in range(len(operators) - 1) if operators[i] != "*" and operators[i + 1] == "*"),
-        None,
-    )
-    if tempting is not None and expression.result(tempting) >= 0:
-        if rng.random() < flaws.left_to_right:
-            return tempting
-    if rng.random() < flaws.other_order:
-        allowed = [
-            i
-            for i in range(len(operators))
-            if expression.may_contract(i) and 0 <= expression.result(i)
-        ]
-        if allowed:
-            return allowed[int(rng.integers(len(allowed)))]
-    return canonical_operator(expression)
+    tempting = operators[0] != "*" and operators[1:2] == "*" and expression.result(0) >= 0
+    if tempting and rng.random() < flaws.left_to_right:
+        return 0
+    places = range(len(operators))
+    allowed = [i for i in places if expression.may_contract(i) and expression.result(i) >= 0]
+    if not allowed:
+        return canonical_operator(expression)
+    return allowed[int(rng.integers(len(allowed)))]
 
 
 def _slip(rng: np.random.Generator, result: int) -> int:

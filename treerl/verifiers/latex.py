@@ -6,6 +6,7 @@ a list with its delimiters). `math.py` holds the comparison.
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from treerl.verifiers import number
 
@@ -36,17 +37,30 @@ _PLAIN = {
     r"\degree": "",
     "~": " ",
 }
-_SPELLING = re.compile("|".join(re.escape(key) + ("(?![a-zA-Z])" if key[-1].isalpha() and key[0] == "\\" else "") for key in sorted(_PLAIN, key=len, reverse=True)))
+_SPELLING = re.compile(
+    "|".join(
+        re.escape(key) + ("(?![a-zA-Z])" if key[-1].isalpha() and key[0] == "\\" else "")
+        for key in sorted(_PLAIN, key=len, reverse=True)
+    )
+)
 _MATH_MODE = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _UNIT = re.compile(rf"(.*?[0-9}}.])\s*{_WRAPPER}\s*\{{([^{{}}]*)\}}(\^\{{?[0-9]\}}?)?")
-_MULTIPLIERS = re.compile(r"hundred|thousand|million|billion|trillion|dozen|percent|and|or|\d")
+_MULTIPLIERS = re.compile(
+    r"hundred|thousand|million|billion|trillion|dozen|percent|\b(?:and|or)\b|[0-9]"
+)
 _WORDING = re.compile(rf"{_WRAPPER}\s*\{{([^{{}}]*)\}}")
 _COMMAND = re.compile(r"\\(?:begin|end|operatorname)\s*\{[a-zA-Z]+\*?\}|\\[a-zA-Z]+")
 _WORD = re.compile(r"[A-Za-z]{3,}")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc log exp sqrt arcsin arccos arctan sinh cosh tanh".split())
-_RELATION = re.compile(r"(?<![\\<>!:])=|\\(?:leq?|geq?|neq?|in|lt|gt|approx|equiv)(?![a-zA-Z])|[<>≤≥≠]")
+_FUNCTIONS = frozenset(
+    ["sin", "cos", "tan", "cot", "sec", "csc", "log", "exp", "sqrt", "sinh", "cosh", "tanh"]
+)
+_RELATION = re.compile(
+    r"(?<![\\<>!:])=|\\(?:leq?|geq?|neq?|in|lt|gt|approx|equiv)(?![a-zA-Z])|[<>≤≥≠]"
+)
 _ASSIGNMENT = re.compile(r"([a-zA-Z](?:_\{?\w+\}?|\([a-zA-Z]\))?)\s*(?:=|\\in(?![a-zA-Z]))\s*(.+)")
-_CONJUNCTION = re.compile(rf",?\s*(?:{_WRAPPER}\s*\{{\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*")
+_CONJUNCTION = re.compile(
+    rf",?\s*(?:{_WRAPPER}\s*\{{\s*(?:and|or)\s*\}}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*"
+)
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])")
 
 
@@ -84,9 +98,11 @@ def split_unit(text: str) -> tuple[str, str | None]:
     return match[1], unit or None
 
 
-def plain_number(text: str) -> number.Fraction | None:
+def plain_number(text: str) -> Fraction | None:
     r"""Exact value of a decimal, `a/b` or `\frac{a}{b}` with a sign; None for anything else."""
-    match = re.fullmatch(r"([+-]?)\s*\\frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))", text.strip())
+    match = re.fullmatch(
+        r"([+-]?)\s*\\frac\s*(?:\{([^{}]*)\}|([0-9]))\s*(?:\{([^{}]*)\}|([0-9]))", text.strip()
+    )
     if match is None:
         return number.parse(text)
     top, bottom = number.parse(match[2] or match[3]), number.parse(match[4] or match[5])
@@ -102,7 +118,9 @@ def wording(text: str) -> str | None:
     """
     unwrapped = _WORDING.sub(lambda match: match[1], text)
     formula = _COMMAND.sub(" ", _WORDING.sub(" ", text))
-    if _WORDING.fullmatch(text) is None and not (set(_WORD.findall(formula)) - _FUNCTIONS):
+    if _WORDING.fullmatch(text) is None and not (
+        {word.removeprefix("arc") for word in _WORD.findall(formula)} - _FUNCTIONS
+    ):
         return None
     words = " ".join(unwrapped.split()).removesuffix(".")
     if words.startswith("(") and words.endswith(")"):
@@ -136,12 +154,25 @@ def as_items(text: str) -> Items | None:
 
 
 def exact_decimals(text: str) -> str:
-    r"""Decimals as fractions (`0.5` -> `{\frac{5}{10}}`), so that no float enters the comparison."""
+    r"""Decimals as fractions (`0.5` -> `\frac{5}{10}`), so that no float enters the comparison."""
 
     def fraction(match: re.Match[str]) -> str:
-        return f"{{\\frac{{{int(match[1] + match[2])}}}{{1{'0' * len(match[2])}}}}}"
+        ratio = f"\\frac{{{int(match[1] + match[2])}}}{{1{'0' * len(match[2])}}}"
+        # Braces only where an exponent needs them: around a whole answer they would make a set.
+        return f"{{{ratio}}}" if match.string[: match.start()].endswith(("^", "_")) else ratio
 
     return _DECIMAL.sub(fraction, text)
+
+
+def is_nested_well(text: str) -> bool:
+    """Whether brackets balance and nest at most 50 deep: the grammar takes seconds on anything else."""
+    if _split(text) is None:
+        return False
+    depth = deepest = 0
+    for char in text:
+        depth += (char in "([{") - (char in ")]}")
+        deepest = max(deepest, depth)
+    return deepest <= 50
 
 
 def _outer(text: str) -> tuple[str, str]:

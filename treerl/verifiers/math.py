@@ -21,6 +21,7 @@ from treerl.verifiers import latex
 
 _DIGITS = 30
 _MAX_ITEMS = 64
+_MAX_CHARACTERS = 2000
 
 
 def reward(truth: str, answer: str) -> float:
@@ -28,6 +29,8 @@ def reward(truth: str, answer: str) -> float:
 
     An answer that cannot be parsed is wrong. Raises DataError where the truth cannot be.
     """
+    if len(answer) > _MAX_CHARACTERS:
+        return 0.0
     return float(_equal(latex.clean(truth), latex.clean(answer)))
 
 
@@ -51,6 +54,8 @@ def _equal(truth: str, answer: str) -> bool:
     words = latex.wording(truth), latex.wording(answer)
     if words != (None, None):
         return (words[0] or truth) == (words[1] or answer)
+    if not latex.is_nested_well(answer):
+        return False
     return _equal_formulas(truth, answer)
 
 

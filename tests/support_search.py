@@ -1,0 +1,181 @@
+"""A sampler without a model for tests of search: a seeded table policy over a dozen tokens.
+
+`FakeSampler` implements `treerl.search.sampler.Sampler`: the next token depends on the last two through a
+fixed table of logits, so that log-probabilities and entropies are exact and anybody can recompute them
+(`logits`). Continuations end in an order that `order_seed` decides; the tokens do not depend on it.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from treerl.canon import generator
+from treerl.errors import SamplerError
+from treerl.problem import Problem
+from treerl.search.sampler import Continuation, Finish, Span
+from treerl.verifiers.verdict import Completion, Verdict
+
+EOS = 1
+VOCABULARY = 12
+PROMPT = [2, 5, 3]
+
+
+class FakeSampler:
+    """Seeded table policy. Token 0 is never drawn; `EOS` ends a path; other ids are letters.
+
+    eos_bias: added to the logit of EOS; the higher, the shorter the answers. order_seed None: what is
+    queued ends first in, first out, one a step; else a random share of the queue ends at each step.
+    """
+
+    def __init__(
+        self,
+        *,
+        table_seed: int = 0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        eos_bias: float = 0.0,
+        context: int = 4096,
+        order_seed: int | None = None,
+    ) -> None:
+        rng = generator("fake policy", table_seed)
+        self._table = 2.0 * rng.standard_normal((VOCABULARY, VOCABULARY, VOCABULARY))
+        self._table[:, :, 0] = -np.inf
+        self._table[:, :, EOS] += eos_bias
+        self.temperature, self.top_p, self.context = temperature, top_p, context
+        self.version = 0
+        self._order = None if order_seed is None else generator("fake order", order_seed)
+        self._queue: dict[int, Continuation] = {}
+        self._stats = {
+            "generated_tokens": 0,
+            "prefill_tokens": 0,
+            "reused_tokens": 0,
+            "seconds": 0.0,
+        }
+
+    @property
+    def policy_version(self) -> int:
+        return self.version
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        return dict(self._stats)
+
+    @property
+    def queued(self) -> list[int]:
+        """Tickets that wait."""
+        return list(self._queue)
+
+    def logits(self, prefix: Sequence[int]) -> np.ndarray:
+        """Raw logits of the next token, float64[VOCABULARY]."""
+        before = int(prefix[-2]) if len(prefix) > 1 else 0
+        return self._table[before, int(prefix[-1])]
+
+    def submit(self, ticket: int, work: Continuation) -> None:
+        if ticket in self._queue:
+            raise SamplerError(f"ticket {ticket} is queued already")
+        if len(work.prefix) + 1 > self.context:
+            raise SamplerError(
+                f"a prefix of {len(work.prefix)} tokens does not fit the context of {self.context}"
+            )
+        self._queue[ticket] = work
+
+    def step(self) -> list[tuple[int, Span]]:
+        if not self._queue:
+            return []
+        tickets = list(self._queue)
+        if self._order is None:
+            chosen = tickets[:1]
+        else:
+            count = int(self._order.integers(1, len(tickets) + 1))
+            chosen = [tickets[i] for i in self._order.permutation(len(tickets))[:count]]
+        return [(ticket, self._draw(self._queue.pop(ticket))) for ticket in chosen]
+
+    def abort(self, tickets: Iterable[int]) -> None:
+        for ticket in tickets:
+            self._queue.pop(ticket, None)
+
+    def distribution(self, logits: np.ndarray) -> np.ndarray:
+        """Probabilities that are sampled from: temperature, then top-p."""
+        if self.temperature == 0:
+            return np.eye(VOCABULARY)[int(logits.argmax())]
+        p = softmax(logits / self.temperature)
+        order = np.argsort(-p, kind="stable")
+        before = np.cumsum(p[order]) - p[order]
+        p[order[before >= self.top_p]] = 0.0
+        return p / p.sum()
+
+    def _draw(self, work: Continuation) -> Span:
+        rng = generator("fake draw", work.seed)
+        path = work.prefix.tolist()
+        room = min(work.max_tokens, self.context - len(path))
+        logprobs, entropies = [], []
+        while len(logprobs) < room:
+            logits = self.logits(path)
+            p = self.distribution(logits)
+            token = min(
+                int(np.searchsorted(np.cumsum(p), rng.random(), side="right")), VOCABULARY - 1
+            )
+            path.append(token)
+            logprobs.append(np.log(p[token]))
+            entropies.append(entropy(softmax(logits)))
+            if token == EOS:
+                break
+        if path[-1] == EOS:
+            finish = Finish.STOP
+        elif work.last or room < work.max_tokens:
+            finish = Finish.LENGTH
+        else:
+            finish = Finish.CUT
+        self._stats["generated_tokens"] += len(logprobs)
+        self._stats["prefill_tokens"] += len(work.prefix)
+        return Span(
+            np.array(path[len(work.prefix) :], dtype=np.int32),
+            np.array(logprobs, dtype=np.float32),
+            np.array(entropies, dtype=np.float32),
+            self.version,
+            finish,
+        )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max())
+    return weights / weights.sum()
+
+
+def entropy(p: np.ndarray) -> float:
+    inside = p[p > 0]
+    return float(-(inside * np.log(inside)).sum())
+
+
+def decode_text(ids: Sequence[int]) -> str:
+    """Letters, special tokens skipped."""
+    return "".join(decode_tokens(ids))
+
+
+def decode_tokens(ids: Sequence[int]) -> list[str]:
+    """One text a token: "" for the special ids 0 and 1, one letter for 2..6, two for the others."""
+    texts = [chr(97 + i) if i < 7 else chr(97 + i) * 2 for i in range(VOCABULARY)]
+    texts[0] = texts[EOS] = ""
+    return [texts[i] for i in ids]
+
+
+def last_letter_verdict(completion: Completion) -> Verdict:
+    """Right iff the answer ended by itself on a letter of the first half of the alphabet in use."""
+    letter = completion.text[-1:]
+    right = completion.finish == "stop" and letter != "" and letter < "h"
+    return Verdict("scored", float(right), answer=letter or None)
+
+
+def judge_with(
+    verdict: Callable[[Completion], Verdict] = last_letter_verdict,
+) -> Callable[[list[Problem], list[Completion]], "Future[list[Verdict]]"]:
+    """A judge whose futures are done at once."""
+
+    def judge(problems: list[Problem], completions: list[Completion]) -> "Future[list[Verdict]]":
+        future: Future[list[Verdict]] = Future()
+        future.set_result([verdict(completion) for completion in completions])
+        return future
+
+    return judge

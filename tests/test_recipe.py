@@ -1,0 +1,91 @@
+"""Recipes: what is accepted, and that a refusal names key, value and remedy."""
+
+import pytest
+
+from treerl.config import Recipe
+from treerl.errors import ConfigError
+from treerl.recipe import FOREIGN_NAMES, load_recipe, parse_recipe, shipped_recipes
+
+
+def refusal(data):
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe(data)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid(name):
+    assert load_recipe(name).run.name == f"{name}-seed0"
+
+
+def test_unknown_key_is_named():
+    assert "search.width = 3: unknown key" in refusal({"search": {"kind": "cure", "width": 3}})
+
+
+def test_foreign_spelling_is_refused_with_ours():
+    message = refusal({"loss": {"epsilon_high": 0.28}})
+    assert "loss.epsilon_high = 0.28" in message
+    assert "loss.clip_ratio_high" in message
+
+
+def test_every_foreign_name_points_to_a_key_that_exists():
+    fields = {name for name in Recipe.model_fields}
+    for target in FOREIGN_NAMES.values():
+        assert target.split(".")[0].split(" ")[0] in fields, target
+
+
+def test_unknown_kind_lists_the_kinds():
+    message = refusal({"search": {"kind": "puct"}})
+    assert "puct" in message
+    assert "'cure'" in message
+
+
+def test_bad_number_names_key_and_value():
+    assert "update.lr = 0: Input should be greater than 0" in refusal({"update": {"lr": 0}})
+
+
+def test_generations_must_divide():
+    message = refusal({"search": {"kind": "cure", "num_generations": 7, "num_branches": 3}})
+    assert "num_generations = 7" in message
+    assert "4" in message
+
+
+def test_importance_weights_refuse_a_truncated_distribution():
+    message = refusal({"sampler": {"top_p": 0.9}, "loss": {"rollout_is": "token"}})
+    assert "sampler.top_p = 1" in message
+
+
+def test_cached_solutions_must_leave_room_for_fresh_ones():
+    message = refusal({"search": {"kind": "flat", "num_generations": 4}, "replay": {"max_cached": 4}})
+    assert "max_cached = 4" in message
+
+
+def test_overrides_are_toml_values(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('seed = 3\n[search]\nkind = "flat"\n')
+    recipe = load_recipe(
+        str(path), ["search.num_generations=4", 'sampler.temperature=0.7', "run.name=abc", "eval.k=[1,2]"]
+    )
+    assert recipe.search.num_generations == 4
+    assert recipe.sampler.temperature == 0.7
+    assert recipe.run.name == "abc"
+    assert recipe.eval.k == (1, 2)
+    assert recipe.seed == 3
+
+
+@pytest.mark.parametrize("override", ["search.num_generations", "=3", "seed.x=1"])
+def test_malformed_overrides_are_refused(override):
+    with pytest.raises(ConfigError):
+        load_recipe("quickstart", [override])
+
+
+def test_broken_toml_names_the_file(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("seed = \n")
+    with pytest.raises(ConfigError, match=r"broken\.toml: not valid TOML"):
+        load_recipe(str(path))
+
+
+def test_missing_recipe_lists_the_shipped_ones():
+    with pytest.raises(ConfigError, match="quickstart"):
+        load_recipe("nonsense")

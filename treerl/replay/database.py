@@ -1,0 +1,260 @@
+"""Opening replay databases: pragmas, creation and version check in one transaction, errors in plain words.
+
+SQLite runs in WAL mode with one writer at a time: write transactions start with BEGIN IMMEDIATE, so that a
+reader never upgrades and dies. Upgrading is never done by opening; `upgrade` is its own command.
+"""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+from sqlalchemy.pool import StaticPool
+
+from treerl.canon import HASH_SCHEME
+from treerl.errors import SchemaMismatch, StoreError
+from treerl.replay import schema
+
+log = logging.getLogger(__name__)
+
+BUSY_TIMEOUT_MS = 30_000
+JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+_WRITE = "treerl_write"
+
+
+def parse_url(url: str) -> sa.URL:
+    """The URL of a replay database; a bare path means SQLite. Raises StoreError."""
+    if "://" not in url:
+        url = f"sqlite:///{url}"
+    try:
+        return sa.make_url(url)
+    except exc.ArgumentError:
+        raise StoreError(f"not a database URL: {url!r}; give a file, or sqlite:///PATH") from None
+
+
+def sqlite_path(url: sa.URL) -> Path | None:
+    """The file of a SQLite URL; None for a database in memory or on a server."""
+    if url.get_backend_name() != "sqlite" or not url.database or url.database == ":memory:":
+        return None
+    name = url.database.removeprefix("file:") if "uri" in url.query else url.database
+    return Path(name)
+
+
+def connect(url: str, *, create: bool = True) -> sa.Engine:
+    """An engine on a database of this code's schema, made if `create` and there is none.
+
+    Raises SchemaMismatch for another schema version, StoreError for whatever else cannot be opened.
+    """
+    engine = raw_engine(url, create=create)
+    try:
+        with errors(url), writing(engine) if create else reading(engine) as connection:
+            _create_or_check(connection, url, create=create)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def raw_engine(url: str, *, create: bool) -> sa.Engine:
+    """An engine with the pragmas set, whatever the schema. Raises StoreError if there is no file."""
+    parsed = parse_url(url)
+    path = sqlite_path(parsed)
+    if path is not None:
+        if create:
+            _make_folder(path)
+        elif not path.is_file():
+            raise StoreError(f"no replay database at {path}")
+    options: dict[str, Any] = {}
+    if parsed.get_backend_name() == "sqlite":
+        options["connect_args"] = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
+        if path is None:
+            options["poolclass"] = StaticPool
+    try:
+        engine = sa.create_engine(parsed, **options)
+    except (exc.ArgumentError, ImportError) as error:
+        raise StoreError(f"cannot open {url}: {error}") from None
+    if parsed.get_backend_name() == "sqlite":
+        event.listen(engine, "connect", _on_connect)
+        event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder of {path}: {error.strerror}") from None
+
+
+def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
+    # SQLAlchemy says BEGIN itself (see _on_begin); the driver must not.
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT}")
+    _use_wal(connection)
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+    # Two processes that switch a new file at once can both be told "locked", busy_timeout or not.
+    for attempt in range(50):
+        if mode in ("wal", "memory"):
+            return
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname.startswith("SQLITE_READONLY"):
+                return
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or attempt == 49:
+                raise
+            time.sleep(0.05)
+    if mode not in ("wal", "memory"):
+        log.warning(
+            "the replay database does not take write-ahead logging (journal mode %s), as on network disks: "
+            "writes are slow and readers wait for them; put replay.url on a local disk",
+            mode,
+        )
+
+
+def _on_begin(connection: sa.Connection) -> None:
+    write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One write transaction, committed at the end, rolled back on an exception."""
+    with engine.connect().execution_options(**{_WRITE: True}) as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """One read transaction: all queries see one state of the database."""
+    with engine.connect() as connection, connection.begin():
+        yield connection
+
+
+# Versions ------------------------------------------------------------------------------------------------
+
+
+def revision(connection: sa.Connection) -> str | None:
+    """The schema revision of a database; None if it has no treerl tables and no others either."""
+    tables = set(sa.inspect(connection).get_table_names())
+    if "alembic_version" in tables and "meta" in tables:
+        found = connection.execute(sa.select(schema.alembic_version.c.version_num)).scalar()
+        return str(found) if found is not None else "none"
+    if tables:
+        raise StoreError(
+            "this is a database, but not a treerl replay cache; give another replay.url"
+        )
+    return None
+
+
+def _create_or_check(connection: sa.Connection, url: str, *, create: bool) -> None:
+    found = revision(connection)
+    if found is None and not create:
+        raise StoreError(f"the database {url} is empty: no replay cache was made in it")
+    if found is None:
+        schema.metadata.create_all(connection)
+        stamp(connection)
+        return
+    check_revision(found, url)
+    scheme = connection.execute(sa.select(schema.meta.c.hash_scheme)).scalar()
+    if scheme != HASH_SCHEME:
+        raise SchemaMismatch(
+            f"the replay cache {url} uses hash scheme {scheme}, this treerl {HASH_SCHEME}: its keys "
+            "cannot be compared; give another replay.url"
+        )
+
+
+def stamp(connection: sa.Connection) -> None:
+    """Marks freshly made tables as being of the newest revision."""
+    schema.alembic_version.create(connection)
+    connection.execute(schema.alembic_version.insert().values(version_num=schema.REVISIONS[-1]))
+    write_meta(connection)
+
+
+def write_meta(connection: sa.Connection) -> None:
+    """Writes the one row of `meta`."""
+    from treerl import __version__
+
+    row = {"id": 1, "hash_scheme": HASH_SCHEME, "created_by": f"treerl {__version__}"}
+    connection.execute(schema.meta.insert().values(row))
+
+
+def check_revision(found: str, url: str) -> None:
+    """Raises SchemaMismatch, with the command that helps, unless `found` is the newest revision."""
+    newest = schema.REVISIONS[-1]
+    if found == newest:
+        return
+    if found in schema.REVISIONS:
+        raise SchemaMismatch(
+            f"the replay cache is at schema {found}, this treerl needs {newest}: run "
+            f"`treerl replay upgrade {url}`"
+        )
+    raise SchemaMismatch(
+        f"the replay cache {url} is at schema {found}, which this treerl (schema {newest}) does not know: "
+        "it was made by a newer version; run `pip install --upgrade treerl`"
+    )
+
+
+def upgrade(url: str) -> tuple[str, str]:
+    """Brings a database to the newest schema; returns the revisions before and after."""
+    from treerl.replay.migrations.run import upgrade_to_head
+
+    engine = raw_engine(url, create=False)
+    try:
+        with errors(url), writing(engine) as connection:
+            found = revision(connection)
+            if found is None:
+                raise StoreError(f"the database {url} is empty: no replay cache was made in it")
+            if found not in schema.REVISIONS:
+                check_revision(found, url)
+            upgrade_to_head(connection)
+    finally:
+        engine.dispose()
+    return found, schema.REVISIONS[-1]
+
+
+# Errors --------------------------------------------------------------------------------------------------
+
+_ADVICE = {
+    "SQLITE_FULL": "the disk is full; free some space and go on: everything stored so far is intact",
+    "SQLITE_BUSY": "another process has held the database locked for 30 s; end it or wait",
+    "SQLITE_LOCKED": "another process has held the database locked for 30 s; end it or wait",
+    "SQLITE_READONLY": "it is read-only; check the rights of the file and of its folder",
+    "SQLITE_PERM": "access is denied; check the rights of the file and of its folder",
+    "SQLITE_CANTOPEN": "it cannot be opened; check the path and the rights of its folder",
+    "SQLITE_NOTADB": "the file is not a SQLite database; give another replay.url",
+    "SQLITE_CORRUPT": "the file is damaged; save what is left with `sqlite3 FILE .recover`",
+    "SQLITE_IOERR": "the disk reports an error",
+    "SQLITE_CONSTRAINT": "a row breaks a rule of the schema",
+}
+
+
+@contextmanager
+def errors(url: str) -> Iterator[None]:
+    """Turns what the database driver raises into a StoreError that says what helps."""
+    try:
+        yield
+    except exc.DBAPIError as error:
+        raise StoreError(_explain(url, error.orig)) from error
+    except sqlite3.Error as error:
+        raise StoreError(_explain(url, error)) from error
+    except exc.SQLAlchemyError as error:
+        raise StoreError(f"replay database {url}: {error}") from error
+
+
+def _explain(url: str, error: BaseException | None) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    advice = next((text for code, text in _ADVICE.items() if name.startswith(code)), None)
+    return f"replay database {url}: {error}" + (f": {advice}" if advice else "")

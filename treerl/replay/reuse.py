@@ -1,0 +1,270 @@
+"""Stored solutions for a new tree: judged paths of the same problem and prompt tokens, as they were drawn.
+
+A solution carries its true behaviour log-probs, entropies and policy version, so that the update can
+correct for the policy that drew it. What may be read is bounded by a position of the store, so that a
+resumed run reads what the unbroken one read. Where the solutions go in a tree is the engine's choice.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from treerl.canon import digest
+from treerl.problem import Problem
+from treerl.replay import schema
+from treerl.replay.entry import chunks
+from treerl.replay.keys import VerifierRef, problem_key, prompt_key
+from treerl.replay.store import Store
+from treerl.search.sampler import Finish, Span
+from treerl.verifiers.verdict import Verdict
+
+Label = Literal["right", "wrong", "any"]
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A problem and its prompt tokens (int32[n]) for which solutions are wanted."""
+
+    problem: Problem
+    prompt: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CachedSolution:
+    """A judged path from the prompt to its end, T tokens.
+
+    logprobs: of the distribution sampled from. versions: policy version of each token, in the counting of
+    the run that drew it. draw: id of the stored draw that ends the path, the `source` of a graft. run_id,
+    tree_id: where it was drawn.
+    """
+
+    draw: int
+    path_key: bytes
+    tokens: NDArray[np.int32]
+    logprobs: FloatArray
+    entropies: FloatArray
+    versions: NDArray[np.int32]
+    finish: Finish
+    verdict: Verdict
+    text: str | None
+    run_id: str
+    tree_id: int
+
+    @property
+    def policy_version(self) -> int:
+        """The oldest version on the path."""
+        return int(self.versions.min())
+
+    def span(self) -> Span:
+        """The whole path as one span, for `Tree.graft(ROOT, ..., source=self.draw)`."""
+        return Span(self.tokens, self.logprobs, self.entropies, self.policy_version, self.finish)
+
+
+@dataclass(frozen=True)
+class ReadBound:
+    """What a run may read.
+
+    Of other runs: trees up to `position` (`Store.position()` when the run started). Of the run itself:
+    trees of steps before `before_step` (0: none), drawn by weights at most `max_staleness` versions behind
+    `policy_version`. Versions of different runs do not compare, so other runs' age is not limited.
+    """
+
+    run_id: str
+    position: int
+    before_step: int = 0
+    policy_version: int = 0
+    max_staleness: int | None = None
+
+
+class _Draw(NamedTuple):
+    """A stored draw without its arrays."""
+
+    id: int
+    parent: int
+    offset: int
+    policy_version: int
+    n_prompt: int
+
+
+def cached_solutions(
+    store: Store,
+    asked: Sequence[Asked],
+    *,
+    tokenizer: str,
+    verifier: VerifierRef,
+    bound: ReadBound,
+    max_per_problem: int,
+    label: Label = "right",
+    right_at: float = 1.0,
+    seed: int = 0,
+) -> list[list[CachedSolution]]:
+    """Up to `max_per_problem` solutions for each of `asked`, scored by exactly this verifier.
+
+    label: right = reward >= right_at, wrong = below, any = either. Distinct by path. The order, and with
+    it the choice, is a shuffle named by `seed`, the same on every machine; a path drawn several times is
+    taken from the newest draw. Cached draws are never handed on: only original ones are read.
+    """
+    keys = [
+        prompt_key(problem_key(a.problem), tokenizer, np.asarray(a.prompt, np.int32)) for a in asked
+    ]
+    if max_per_problem <= 0 or not asked:
+        return [[] for _ in asked]
+    with store.read() as connection:
+        candidates = _candidates(connection, set(keys), verifier, bound, label, right_at)
+        shapes = _shapes(connection, {row.tree_id for row in candidates})
+        chosen = _choose(candidates, shapes, bound, max_per_problem, seed)
+        chains = {row.id: _chain(shapes[row.tree_id], row.row) for row in chosen}
+        arrays = _arrays(connection, {draw.id for chain in chains.values() for draw in chain})
+    by_prompt: dict[bytes, list[CachedSolution]] = {}
+    for row in chosen:
+        by_prompt.setdefault(row.prompt_key, []).append(_assemble(row, chains[row.id], arrays))
+    return [by_prompt.get(key, []) for key in keys]
+
+
+def _candidates(
+    connection: sa.Connection,
+    keys: Iterable[bytes],
+    verifier: VerifierRef,
+    bound: ReadBound,
+    label: Label,
+    right_at: float,
+) -> list[Any]:
+    """Original draws that end a judged path of these prompts, newest first."""
+    draw, tree, prompt = schema.draw, schema.tree, schema.prompt
+    solution, verdict, judge = schema.solution, schema.verdict, schema.verifier
+    others = (tree.c.run_id != bound.run_id) & (tree.c.id <= bound.position)
+    others &= verdict.c.position <= bound.position
+    own = (tree.c.run_id == bound.run_id) & (tree.c.step < bound.before_step)
+    query = (
+        sa.select(
+            *(draw.c[name] for name in ("id", "tree_id", "row", "finish")),
+            prompt.c.key.label("prompt_key"),
+            solution.c.path_key,
+            solution.c.text,
+            tree.c.run_id,
+            *(verdict.c[name] for name in ("reward", "answer")),
+        )
+        .select_from(prompt)
+        .join(solution, solution.c.prompt_id == prompt.c.id)
+        .join(verdict, verdict.c.solution_id == solution.c.id)
+        .join(judge, judge.c.id == verdict.c.verifier_id)
+        .join(draw, draw.c.solution_id == solution.c.id)
+        .join(tree, tree.c.id == draw.c.tree_id)
+        .where(judge.c.key == verifier.key, verdict.c.outcome == "scored")
+        .where(draw.c.source == 0, others | own)
+        .order_by(draw.c.tree_id.desc(), draw.c.row.desc())
+    )
+    if label == "right":
+        query = query.where(verdict.c.reward >= right_at)
+    elif label == "wrong":
+        query = query.where(verdict.c.reward < right_at)
+    rows: list[Any] = []
+    for some in chunks(keys):
+        rows += connection.execute(query.where(prompt.c.key.in_(some))).all()
+    return rows
+
+
+def _shapes(connection: sa.Connection, trees: Iterable[int]) -> dict[int, dict[int, _Draw]]:
+    """By tree and row, the draws of these trees without their arrays."""
+    draw, tree, prompt = schema.draw, schema.tree, schema.prompt
+    query = (
+        sa.select(
+            *(draw.c[name] for name in ("tree_id", "row", "id", "parent", "offset")),
+            draw.c.policy_version,
+            prompt.c.n_tokens,
+        )
+        .join(tree, tree.c.id == draw.c.tree_id)
+        .join(prompt, prompt.c.id == tree.c.prompt_id)
+    )
+    shapes: dict[int, dict[int, _Draw]] = {}
+    for some in chunks(trees):
+        for tree_id, row, *values in connection.execute(query.where(draw.c.tree_id.in_(some))):
+            shapes.setdefault(tree_id, {})[row] = _Draw(*values)
+    return shapes
+
+
+def _chain(shape: Mapping[int, _Draw], row: int) -> list[_Draw]:
+    """Draws from the prompt to `row`, in the order of the path."""
+    chain = []
+    while row != 0:
+        chain.append(shape[row])
+        row = shape[row].parent
+    return chain[::-1]
+
+
+def _choose(
+    candidates: Sequence[Any],
+    shapes: Mapping[int, Mapping[int, _Draw]],
+    bound: ReadBound,
+    limit: int,
+    seed: int,
+) -> list[Any]:
+    """The first draws of the shuffled distinct paths, at most `limit` a prompt."""
+    distinct: dict[bytes, Any] = {}
+    for row in candidates:
+        if row.path_key not in distinct and _young(row, shapes[row.tree_id], bound):
+            distinct[row.path_key] = row
+    taken: dict[bytes, int] = {}
+    chosen = []
+    for row in sorted(distinct.values(), key=lambda row: digest("cached", seed, row.path_key)):
+        if taken.get(row.prompt_key, 0) < limit:
+            taken[row.prompt_key] = taken.get(row.prompt_key, 0) + 1
+            chosen.append(row)
+    return chosen
+
+
+def _young(row: Any, shape: Mapping[int, _Draw], bound: ReadBound) -> bool:
+    if bound.max_staleness is None or row.run_id != bound.run_id:
+        return True
+    oldest = min(draw.policy_version for draw in _chain(shape, row.row))
+    return bound.policy_version - oldest <= bound.max_staleness
+
+
+def _arrays(connection: sa.Connection, draws: Iterable[int]) -> dict[int, dict[str, NDArray[Any]]]:
+    """By draw id: tokens, log-probs, entropies, versions (one length each)."""
+    draw, node = schema.draw, schema.node
+    names = ("id", "policy_version", "logprobs", "entropies", "versions")
+    query = sa.select(*(draw.c[name] for name in names), node.c.tokens).join(
+        node, node.c.id == draw.c.node_id
+    )
+    arrays: dict[int, dict[str, NDArray[Any]]] = {}
+    for some in chunks(draws):
+        for row in connection.execute(query.where(draw.c.id.in_(some))):
+            tokens = np.frombuffer(row.tokens, "<i4")
+            versions = np.full(len(tokens), row.policy_version, np.int32)
+            arrays[row.id] = {
+                "tokens": tokens,
+                "logprobs": np.frombuffer(row.logprobs, "<f4"),
+                "entropies": np.frombuffer(row.entropies, "<f4"),
+                "versions": versions
+                if row.versions is None
+                else np.frombuffer(row.versions, "<i4"),
+            }
+    return arrays
+
+
+def _assemble(
+    row: Any, chain: Sequence[_Draw], arrays: Mapping[int, Mapping[str, NDArray[Any]]]
+) -> CachedSolution:
+    # Of every draw but the last, the path takes the tokens before the next draw's branch point.
+    ends = [draw.offset for draw in chain[1:]] + [None]
+    joined = {
+        name: np.concatenate([arrays[d.id][name][:end] for d, end in zip(chain, ends, strict=True)])
+        for name in ("tokens", "logprobs", "entropies", "versions")
+    }
+    return CachedSolution(
+        draw=row.id,
+        path_key=row.path_key,
+        **joined,
+        finish=Finish[row.finish.upper()],
+        verdict=Verdict("scored", row.reward, row.answer),
+        text=row.text,
+        run_id=row.run_id,
+        tree_id=row.tree_id,
+    )

@@ -1,0 +1,381 @@
+"""A `Tree` as rows of the tables and back, exactly; arrays and dicts alone, no SQL.
+
+Encoding is a snapshot: the tree may change afterwards. What cannot be brought back (NaN log-probs of
+sampled tokens, infinities) is refused here, before anything is written.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from treerl.canon import canonical_json, digest, token_bytes
+from treerl.errors import StoreError
+from treerl.problem import Problem
+from treerl.replay.keys import Provenance, path_key, problem_key, prompt_key
+from treerl.search.sampler import Finish, Origin
+from treerl.search.tree import NO_PARENT, Tree
+from treerl.verifiers.verdict import Verdict
+
+Row = dict[str, Any]
+Stored = Mapping[Any, Any]
+"""A row as the database gives it, by column name."""
+
+_FINISH_NAMES = {int(finish): finish.name.lower() for finish in Finish}
+_ORIGIN_NAMES = {int(origin): origin.name.lower() for origin in Origin}
+_ENDED = (Finish.STOP, Finish.LENGTH)
+
+
+@dataclass(frozen=True)
+class TreeRows:
+    """Rows of one tree with keys where the tables have ids.
+
+    nodes, draws: one a draw but the prompt, in the order of the tree's draws; visits: one a node. solutions:
+    one an ended draw, by path key. verdicts: one a judged leaf.
+    """
+
+    step: int
+    number: int
+    problem: Row
+    prompt: Row
+    tree: Row
+    nodes: list[Row]
+    solutions: list[Row]
+    draws: list[Row]
+    verdicts: list[Row]
+    visits: list[Row]
+    provenance: Provenance
+
+
+def encode(
+    tree: Tree,
+    *,
+    step: int,
+    number: int,
+    problem: Problem,
+    provenance: Provenance,
+    texts: Mapping[int, str],
+) -> TreeRows:
+    """All rows of a tree. `texts`: response text of ended leaves, by node row. Raises StoreError."""
+    check(tree)
+    problem_id = problem_key(problem)
+    prompt = tree.tokens.token[: tree.n_prompt]
+    prompt_id = prompt_key(problem_id, provenance.tokenizer, prompt)
+    paths = draw_paths(tree)
+    keys = [b"", *(path_key(prompt_id, path) for path in paths[1:])]
+    solutions = _solutions(tree, keys, paths, texts)
+    return TreeRows(
+        step=step,
+        number=number,
+        problem={
+            "key": problem_id,
+            "kind": problem.kind,
+            "question": problem.question,
+            "truth": problem.truth,
+            "columns": _json(dict(problem.columns), "columns of the problem"),
+        },
+        prompt={
+            "key": prompt_id,
+            "tokenizer": provenance.tokenizer,
+            "n_tokens": len(prompt),
+            "tokens": token_bytes(prompt),
+        },
+        tree=_tree_row(tree),
+        nodes=_nodes(tree, keys, paths),
+        solutions=solutions,
+        draws=_draws(tree, keys),
+        verdicts=_verdicts(tree, keys),
+        visits=_visits(tree),
+        provenance=provenance,
+    )
+
+
+def check(tree: Tree) -> None:
+    """Raises StoreError for a tree that would not come back as it is."""
+    draws, tokens = tree.draws, tree.tokens
+    ends = np.cumsum(draws.length)
+    if ends[-1] != len(tokens) or (draws.start != ends - draws.length).any():
+        raise StoreError("a tree to be stored does not have its draws' tokens one after the other")
+    sampled = slice(tree.n_prompt, None)
+    missing = ~np.isfinite(tokens.logprob[sampled]) & tokens.mask[sampled]
+    if missing.any():
+        at = int(np.flatnonzero(missing)[0]) + tree.n_prompt
+        draw = int(np.searchsorted(ends, at, side="right"))
+        raise StoreError(
+            f"a tree to be stored has log-prob {tokens.logprob[at]} at token {at - draws.start[draw]} of "
+            f"draw {draw}: it could never be used again; check the sampler's precision"
+        )
+    if np.isinf(tokens.entropy).any():
+        raise StoreError("a tree to be stored has an infinite entropy; absent entropies are NaN")
+    nodes = tree.nodes
+    if not np.isfinite(nodes.value_sum).all() or np.isinf(nodes.prior).any():
+        raise StoreError("a tree to be stored has a NaN or infinite value_sum or prior")
+    for row, verdict in tree.verdicts.items():
+        if verdict.reward is not None and verdict.reward != nodes.reward[row]:
+            raise StoreError(
+                f"node {row} has reward {nodes.reward[row]}, its verdict says {verdict.reward}"
+            )
+
+
+def draw_paths(tree: Tree) -> list[NDArray[np.int32]]:
+    """Completion tokens up to the end of each draw (entry 0, the prompt: none)."""
+    draws, token = tree.draws, tree.tokens.token
+    n_prompt = tree.n_prompt
+    paths: list[NDArray[np.int32]] = [token[:0]]
+    columns = (draws.parent, draws.offset, draws.start, draws.length)
+    for parent, offset, start, length in zip(*(c[1:].tolist() for c in columns), strict=True):
+        before = (
+            offset - n_prompt
+            if parent == 0
+            else len(paths[parent]) - int(draws.length[parent]) + offset
+        )
+        paths.append(np.concatenate([paths[parent][:before], token[start : start + length]]))
+    return paths
+
+
+def _tree_row(tree: Tree) -> Row:
+    nodes, draws = tree.nodes, tree.draws
+    fresh = np.isin(nodes.finish, _ENDED) & (draws.source[nodes.draw] == 0)
+    return {
+        "seed": tree.seed,
+        "max_completion_length": tree.max_completion_length,
+        "meta": _json(tree.meta, "meta of the tree"),
+        "content_key": content_key(tree),
+        "n_nodes": len(nodes),
+        "n_leaves": int(fresh.sum()),
+        "n_right": int((nodes.reward[fresh] > 0).sum()),
+        "n_generated": tree.n_generated,
+        "n_cached": int(draws.length[draws.source > 0].sum()),
+    }
+
+
+def content_key(tree: Tree) -> bytes:
+    """16 bytes over seed, draws and tokens as drawn: two trees with one key are the same search."""
+    draws, tokens = tree.draws, tree.tokens
+    columns = (
+        draws.parent,
+        draws.offset,
+        draws.seed,
+        draws.finish,
+        draws.policy_version,
+        draws.source,
+    )
+    return digest(
+        "tree",
+        tree.seed,
+        *(np.asarray(column, "<i8").tobytes() for column in columns),
+        token_bytes(tokens.token),
+        np.asarray(tokens.logprob, "<f4").tobytes(),
+        np.asarray(tree.nodes.draw, "<i4").tobytes(),
+        np.asarray(tree.nodes.stop, "<i8").tobytes(),
+    )
+
+
+def _nodes(tree: Tree, keys: Sequence[bytes], paths: Sequence[NDArray[np.int32]]) -> list[Row]:
+    draws, token = tree.draws, tree.tokens.token
+    rows: list[Row] = []
+    spans = zip(draws.start[1:].tolist(), draws.length[1:].tolist(), strict=True)
+    for draw, (start, length) in enumerate(spans, start=1):
+        rows.append(
+            {
+                "path_key": keys[draw],
+                "start": len(paths[draw]) - length,
+                "n_tokens": length,
+                "tokens": token_bytes(token[start : start + length]),
+            }
+        )
+    return rows
+
+
+def _solutions(
+    tree: Tree,
+    keys: Sequence[bytes],
+    paths: Sequence[NDArray[np.int32]],
+    texts: Mapping[int, str],
+) -> list[Row]:
+    rows: dict[bytes, Row] = {}
+    for leaf in tree.leaves().tolist():
+        draw = int(tree.nodes.draw[leaf])
+        row = {"path_key": keys[draw], "n_tokens": len(paths[draw]), "text": texts.get(leaf)}
+        rows.setdefault(keys[draw], row)
+    return list(rows.values())
+
+
+def _draws(tree: Tree, keys: Sequence[bytes]) -> list[Row]:
+    draws, tokens = tree.draws, tree.tokens
+    columns = {
+        name: getattr(draws, name).tolist()
+        for name in ("parent", "offset", "k", "seed", "policy_version", "source", "start", "length")
+    }
+    finishes = draws.finish.tolist()
+    logprob = np.asarray(tokens.logprob, "<f4")
+    entropy = np.asarray(tokens.entropy, "<f4")
+    version = np.asarray(tokens.policy_version, "<i4")
+    rows: list[Row] = []
+    for draw in range(1, len(draws)):
+        row = {name: column[draw] for name, column in columns.items()}
+        start = row.pop("start")
+        span = slice(start, start + row.pop("length"))
+        same = bool((version[span] == row["policy_version"]).all())
+        rows.append(
+            row
+            | {
+                "row": draw,
+                "finish": _FINISH_NAMES[finishes[draw]],
+                "path_key": keys[draw],
+                "logprobs": logprob[span].tobytes(),
+                "entropies": entropy[span].tobytes(),
+                "versions": None if same else version[span].tobytes(),
+                "mask": None if tokens.mask[span].all() else tokens.mask[span].tobytes(),
+            }
+        )
+    return rows
+
+
+def _verdicts(tree: Tree, keys: Sequence[bytes]) -> list[Row]:
+    ended = set(tree.leaves().tolist())
+    return [
+        {
+            "path_key": keys[int(tree.nodes.draw[leaf])],
+            "outcome": verdict.outcome,
+            "reward": verdict.reward,
+            "answer": verdict.answer,
+            "detail": _detail(verdict),
+            "seconds": verdict.seconds,
+        }
+        for leaf, verdict in sorted(tree.verdicts.items())
+        if leaf in ended
+    ]
+
+
+def _visits(tree: Tree) -> list[Row]:
+    nodes = tree.nodes
+    plain = ("start", "stop", "offset", "visits", "value_sum", "chosen_by_token", "selected")
+    columns: dict[str, list[Any]] = {name: getattr(nodes, name).tolist() for name in plain}
+    columns["parent_row"] = nodes.parent.tolist()
+    columns["draw_row"] = nodes.draw.tolist()
+    columns["prior"] = absent_as_none(nodes.prior)
+    columns["reward"] = absent_as_none(nodes.reward)
+    columns["finish"] = [_FINISH_NAMES[value] for value in nodes.finish.tolist()]
+    columns["origin"] = [_ORIGIN_NAMES[value] for value in nodes.origin.tolist()]
+    verdicts = [tree.verdicts.get(row) for row in range(len(nodes))]
+    columns["outcome"] = [v and v.outcome for v in verdicts]
+    columns["answer"] = [v and v.answer for v in verdicts]
+    columns["detail"] = [v and _detail(v) for v in verdicts]
+    columns["seconds"] = [None if v is None else v.seconds for v in verdicts]
+    columns["row"] = list(range(len(nodes)))
+    names = tuple(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def absent_as_none(values: NDArray[Any]) -> list[float | None]:
+    """NaN (absent) as None. float[N] -> N items."""
+    return [None if value != value else value for value in values.tolist()]
+
+
+def _detail(verdict: Verdict) -> str | None:
+    return _json(dict(verdict.detail), "detail of a verdict") if verdict.detail else None
+
+
+def _json(value: Any, what: str) -> str:
+    try:
+        return canonical_json(value)
+    except (TypeError, ValueError) as error:
+        raise StoreError(f"the {what} cannot be stored as JSON: {error}") from None
+
+
+# Back ----------------------------------------------------------------------------------------------------
+
+_FINISHES = {name: value for value, name in _FINISH_NAMES.items()}
+_ORIGINS = {name: value for value, name in _ORIGIN_NAMES.items()}
+
+
+def decode(
+    head: Stored,
+    draws: Sequence[Stored],
+    visits: Sequence[Stored],
+) -> Tree:
+    """The tree from its `tree` row (with the prompt's `tokens`), its draws (with `tokens`), its visits."""
+
+    prompt = np.frombuffer(head["tokens"], "<i4")
+    tree = Tree.from_columns(
+        _node_columns(visits),
+        _draw_columns(draws, len(prompt), head["seed"]),
+        _token_columns(draws, prompt),
+        seed=head["seed"],
+        max_completion_length=head["max_completion_length"],
+    )
+    tree.meta = json.loads(head["meta"])
+    for visit in visits:
+        if visit["outcome"] is not None:
+            tree.verdicts[visit["row"]] = Verdict(
+                visit["outcome"],
+                visit["reward"] if visit["outcome"] == "scored" else None,
+                visit["answer"],
+                json.loads(visit["detail"]) if visit["detail"] else {},
+                visit["seconds"],
+            )
+    return tree
+
+
+def _node_columns(visits: Sequence[Stored]) -> dict[str, NDArray[Any]]:
+    same = ("start", "stop", "offset", "visits", "value_sum", "chosen_by_token", "selected")
+    columns: dict[str, NDArray[Any]] = {n: np.array([v[n] for v in visits]) for n in same}
+    columns["parent"] = np.array([v["parent_row"] for v in visits])
+    columns["draw"] = np.array([v["draw_row"] for v in visits])
+    columns["prior"] = np.array([v["prior"] for v in visits], np.float64)
+    columns["reward"] = np.array([v["reward"] for v in visits], np.float64)
+    columns["finish"] = np.array([_FINISHES[v["finish"]] for v in visits])
+    columns["origin"] = np.array([_ORIGINS[v["origin"]] for v in visits])
+    return columns
+
+
+def _draw_columns(draws: Sequence[Stored], n_prompt: int, seed: int) -> dict[str, NDArray[Any]]:
+    first = {
+        "parent": NO_PARENT,
+        "offset": 0,
+        "k": 0,
+        "seed": seed,
+        "policy_version": 0,
+        "source": 0,
+    }
+    columns = {
+        name: np.array([value, *(d[name] for d in draws)], np.int64)
+        for name, value in first.items()
+    }
+    columns["finish"] = np.array([Finish.OPEN, *(_FINISHES[d["finish"]] for d in draws)])
+    columns["length"] = np.array([n_prompt, *(len(d["tokens"]) // 4 for d in draws)], np.int64)
+    columns["start"] = np.cumsum(columns["length"]) - columns["length"]
+    return columns
+
+
+def _token_columns(draws: Sequence[Stored], prompt: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
+    absent = np.full(len(prompt), np.nan, np.float32)
+    versions = [np.full(len(prompt), NO_PARENT, np.int32)]
+    masks = [np.zeros(len(prompt), np.bool_)]
+    for draw in draws:
+        length = len(draw["tokens"]) // 4
+        versions.append(
+            np.full(length, draw["policy_version"], np.int32)
+            if draw["versions"] is None
+            else np.frombuffer(draw["versions"], "<i4")
+        )
+        masks.append(
+            np.ones(length, np.bool_)
+            if draw["mask"] is None
+            else np.frombuffer(draw["mask"], np.bool_)
+        )
+    floats = {
+        name: np.concatenate([absent, *(np.frombuffer(d[source], "<f4") for d in draws)])
+        for name, source in (("logprob", "logprobs"), ("entropy", "entropies"))
+    }
+    token = np.concatenate([prompt, *(np.frombuffer(d["tokens"], "<i4") for d in draws)])
+    return {
+        "token": token,
+        **floats,
+        "policy_version": np.concatenate(versions),
+        "mask": np.concatenate(masks),
+    }

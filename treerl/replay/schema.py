@@ -1,0 +1,286 @@
+"""Tables of the replay cache (SQLAlchemy Core, no dialect of its own).
+
+Facts (`problem`, `prompt`, `node`, `solution`) are content-addressed: equal content is one row, whoever
+wrote it, and rows never change. Provenance (`policy`, `sampler`, `verifier`, `run`, `draw`, `verdict`) says
+who made them. `tree` and `visit` are one search's opinion, enough to bring its `Tree` back exactly.
+
+Choices: integer ids inside, 16-byte keys across databases; strings with CHECK, no native enums; times in
+microseconds since the epoch; JSON as canonical text; token and log-prob arrays as raw little-endian BLOBs;
+NULL where a value is absent, NaN and infinity refused.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+REVISIONS = ("0001",)
+"""Known schema revisions, oldest first; the last one is what this code reads and writes."""
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite gives only INTEGER PRIMARY KEY the rowid.
+_Big = BigInteger().with_variant(Integer, "sqlite")
+_MAX_REWARD = "1e6"
+
+
+def _id() -> "Column[Any]":
+    return Column("id", _Big, primary_key=True)
+
+
+def _key(name: str = "key") -> "Column[Any]":
+    return Column(name, LargeBinary(16), nullable=False, unique=True)
+
+
+def _ref(name: str, target: str, *, index: bool = False, **options: Any) -> "Column[Any]":
+    options.setdefault("nullable", False)
+    ondelete = options.pop("ondelete", None)
+    return Column(name, _Big, ForeignKey(target, ondelete=ondelete), index=index, **options)
+
+
+def _int(name: str, **options: Any) -> "Column[Any]":
+    return Column(name, _Big, nullable=False, **options)
+
+
+_FINISH = "finish IN ('open', 'stop', 'cut', 'length')"
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("hash_scheme", String(64), nullable=False),
+    Column("created_by", String(64), nullable=False),
+    CheckConstraint("id = 1", name="single"),
+)
+
+problem = Table(
+    "problem",
+    metadata,
+    _id(),
+    _key(),
+    Column("kind", Text, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("truth", Text, nullable=False),
+    Column("columns", Text, nullable=False),
+)
+
+prompt = Table(
+    "prompt",
+    metadata,
+    _id(),
+    _key(),
+    _ref("problem_id", "problem.id", index=True),
+    Column("tokenizer", Text, nullable=False),
+    _int("n_tokens"),
+    Column("tokens", LargeBinary, nullable=False),
+    CheckConstraint("n_tokens > 0 AND length(tokens) = 4 * n_tokens", name="tokens"),
+)
+
+# A span of tokens as it was drawn; `start` counts completion tokens before it.
+node = Table(
+    "node",
+    metadata,
+    _id(),
+    Column("path_key", LargeBinary(16), nullable=False),
+    _int("start"),
+    _ref("prompt_id", "prompt.id", index=True),
+    _int("n_tokens"),
+    Column("tokens", LargeBinary, nullable=False),
+    UniqueConstraint("path_key", "start"),
+    CheckConstraint("start >= 0", name="start"),
+    CheckConstraint("n_tokens > 0 AND length(tokens) = 4 * n_tokens", name="tokens"),
+)
+
+# An ended path, by the `path_key` of every node that ends there.
+solution = Table(
+    "solution",
+    metadata,
+    _id(),
+    _key("path_key"),
+    _ref("prompt_id", "prompt.id", index=True),
+    _int("n_tokens"),
+    Column("text", Text),
+)
+
+policy = Table(
+    "policy",
+    metadata,
+    _id(),
+    _key(),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    _int("version"),
+)
+
+sampler = Table("sampler", metadata, _id(), _key(), Column("params", Text, nullable=False))
+
+verifier = Table(
+    "verifier",
+    metadata,
+    _id(),
+    _key(),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("config", Text, nullable=False),
+)
+
+run = Table(
+    "run",
+    metadata,
+    Column("id", String(26), primary_key=True),
+    Column("name", String(255), nullable=False, unique=True),
+    Column("config", Text, nullable=False),
+    Column("git_commit", String(64)),
+    _int("created_us"),
+)
+
+tree = Table(
+    "tree",
+    metadata,
+    _id(),
+    Column("run_id", String(26), ForeignKey("run.id", ondelete="CASCADE"), nullable=False),
+    _ref("problem_id", "problem.id", index=True),
+    _ref("prompt_id", "prompt.id", nullable=True, index=True),
+    _int("step"),
+    _int("number"),
+    _int("seed"),
+    _int("max_completion_length"),
+    Column("meta", Text, nullable=False),
+    Column("content_key", LargeBinary(16)),
+    # Fresh leaves alone: a pass rate never counts what came from the cache.
+    _int("n_nodes"),
+    _int("n_leaves"),
+    _int("n_right"),
+    _int("n_generated"),
+    _int("n_cached"),
+    Column("state", String(8), nullable=False),
+    Column("owner", Text),
+    Column("lease_until_us", BigInteger),
+    _int("attempts"),
+    _int("created_us"),
+    UniqueConstraint("run_id", "step", "problem_id", "number"),
+    CheckConstraint("state IN ('queued', 'running', 'done')", name="state"),
+    CheckConstraint("(state = 'running') = (lease_until_us IS NOT NULL)", name="lease"),
+    CheckConstraint("state <> 'done' OR prompt_id IS NOT NULL", name="done"),
+    Index(None, "run_id", "state", "step"),
+    # Ids bound what a resumed run may read, so none may come back after a deletion.
+    sqlite_autoincrement=True,
+)
+
+# One sampled continuation. `source`: 0, or the id of the draw it was taken from. No foreign key: a copy
+# stays a copy when the original's run is deleted, and AUTOINCREMENT keeps ids from being used again.
+draw = Table(
+    "draw",
+    metadata,
+    _id(),
+    _ref("tree_id", "tree.id", ondelete="CASCADE"),
+    _int("row"),
+    _ref("node_id", "node.id", index=True),
+    _ref("solution_id", "solution.id", nullable=True, index=True),
+    _ref("policy_id", "policy.id", nullable=True, index=True),
+    _ref("sampler_id", "sampler.id", nullable=True),
+    _int("parent"),
+    _int("offset"),
+    _int("k"),
+    _int("seed"),
+    Column("finish", String(8), nullable=False),
+    _int("policy_version"),
+    _int("source"),
+    Column("logprobs", LargeBinary, nullable=False),
+    Column("entropies", LargeBinary, nullable=False),
+    Column("versions", LargeBinary),
+    Column("mask", LargeBinary),
+    UniqueConstraint("tree_id", "row"),
+    CheckConstraint(_FINISH, name="finish"),
+    CheckConstraint("source >= 0", name="source"),
+    CheckConstraint("source > 0 OR policy_id IS NOT NULL", name="policy"),
+    CheckConstraint("length(logprobs) = length(entropies)", name="arrays"),
+    sqlite_autoincrement=True,
+)
+Index(
+    "ix_draw_source",
+    draw.c.source,
+    sqlite_where=draw.c.source > 0,
+    postgresql_where=draw.c.source > 0,
+)
+
+# `position`: the newest tree when this was written; a resumed run does not read verdicts that came later.
+verdict = Table(
+    "verdict",
+    metadata,
+    _ref("solution_id", "solution.id", ondelete="CASCADE"),
+    _ref("verifier_id", "verifier.id"),
+    Column("outcome", String(8), nullable=False),
+    Column("reward", Double),
+    Column("answer", Text),
+    Column("detail", Text),
+    Column("seconds", Double, nullable=False),
+    _int("position"),
+    PrimaryKeyConstraint("solution_id", "verifier_id"),
+    CheckConstraint("outcome IN ('scored', 'skipped', 'timeout', 'error')", name="outcome"),
+    CheckConstraint("(outcome = 'scored') = (reward IS NOT NULL)", name="scored"),
+    CheckConstraint(f"reward BETWEEN -{_MAX_REWARD} AND {_MAX_REWARD}", name="reward"),
+    Index(None, "verifier_id", "reward"),
+)
+
+# One row a node of the tree, with the verdict as this search got it.
+visit = Table(
+    "visit",
+    metadata,
+    _ref("tree_id", "tree.id", ondelete="CASCADE"),
+    _int("row"),
+    _int("parent_row"),
+    _int("draw_row"),
+    _int("start"),
+    _int("stop"),
+    _int("offset"),
+    _int("visits"),
+    Column("value_sum", Double, nullable=False),
+    Column("prior", Double),
+    Column("finish", String(8), nullable=False),
+    Column("origin", String(16), nullable=False),
+    Column("chosen_by_token", Boolean, nullable=False),
+    Column("selected", Boolean, nullable=False),
+    Column("reward", Double),
+    Column("advantage", Double),
+    Column("outcome", String(8)),
+    Column("answer", Text),
+    Column("detail", Text),
+    Column("seconds", Double),
+    PrimaryKeyConstraint("tree_id", "row"),
+    CheckConstraint(_FINISH, name="finish"),
+    CheckConstraint("(outcome IS NULL) = (seconds IS NULL)", name="judged"),
+    CheckConstraint(f"reward BETWEEN -{_MAX_REWARD} AND {_MAX_REWARD}", name="reward"),
+)
+
+_versions = MetaData()
+alembic_version = Table(
+    "alembic_version",
+    _versions,
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""alembic's own table, written here so that opening a database need not import alembic."""

@@ -1,0 +1,60 @@
+"""Which point of a tree to grow next: scores of DeepSearch (arXiv 2509.25454) and seeded tie-breaks."""
+
+import math
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
+
+from treerl.canon import derive_seed
+from treerl.config import DeepSearchSearch
+from treerl.search.tree import Tree
+
+K = TypeVar("K", bound=Hashable)
+
+
+def depth_bonus(settings: DeepSearchSearch, depth: int, max_depth: int) -> float:
+    """D of the frontier score: sqrt(d/d_max), d, or log(d+1)."""
+    match settings.depth_bonus:
+        case "sqrt":
+            return math.sqrt(depth / max_depth)
+        case "linear":
+            return float(depth)
+        case "log":
+            return math.log(depth + 1)
+
+
+def frontier_score(
+    settings: DeepSearchSearch,
+    *,
+    parent_mean: float,
+    own_mean: float,
+    uncertainty: float,
+    depth: int,
+    max_depth: int,
+) -> float:
+    """F = l1 tanh(Q_parent) + l4 tanh(Q) + l2 uncertainty + l3 D(depth). Unknown (NaN) uncertainty adds 0."""
+    score = settings.parent_weight * math.tanh(parent_mean)
+    score += settings.own_weight * math.tanh(own_mean)
+    if settings.uncertainty_weight and not math.isnan(uncertainty):
+        score += settings.uncertainty_weight * uncertainty
+    return score + settings.depth_weight * depth_bonus(settings, depth, max_depth)
+
+
+def uct_score(mean: float, visits: int, parent_visits: int, weight: float) -> float:
+    """Q + lambda sqrt(ln N_parent / N); the second term is 0 where a count is 0."""
+    if visits == 0 or parent_visits == 0:
+        return mean
+    return mean + weight * math.sqrt(math.log(parent_visits) / visits)
+
+
+def ranked(tree: Tree, scores: Iterable[tuple[K, float, int, int]]) -> list[K]:
+    """Keys from the best score to the worst; rows are (key, score, draw, offset).
+
+    Scores closer than 1e-9 tie, so that the order of additions behind them does not matter. Ties are broken
+    by a seed of the point itself: not by row, not by arrival, and never always for the first.
+    """
+    rows = []
+    for key, score, draw, offset in scores:
+        seed = derive_seed(tree.seed, "tie", int(tree.draws.seed[draw]), offset)
+        rows.append((-round(score, 9), seed, key))
+    rows.sort(key=lambda row: row[:2])
+    return [key for _, _, key in rows]

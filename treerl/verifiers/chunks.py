@@ -1,0 +1,178 @@
+"""Batches on their way through the worker processes: jobs, their chunks, and the run of a chunk.
+
+Book-keeping only: which item is under way, for how long, and what has its verdict. The threads that use
+it are in `workers.py`.
+"""
+
+import pickle
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from treerl.problem import Problem
+from treerl.verifiers.nursery import Child
+from treerl.verifiers.verdict import Completion, Verdict
+from treerl.verifiers.worker import MARK
+
+PATIENCE_SECONDS = 0.1
+"""An item that takes longer is slow: what waits behind it goes elsewhere."""
+
+
+@dataclass(slots=True)
+class Job:
+    """One submitted batch. `left` counts verdicts to come; guarded by `lock`."""
+
+    problems: Sequence[Problem]
+    completions: Sequence[Completion]
+    verdicts: list[Verdict | None]
+    left: int
+    future: "Future[list[Verdict]]" = field(default_factory=Future)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def settle(self, index: int, verdict: Verdict) -> None:
+        """Records a verdict (the first one counts); the last one completes the future."""
+        with self.lock:
+            if self.verdicts[index] is not None:
+                return
+            self.verdicts[index] = verdict
+            self.left -= 1
+            done = self.left == 0
+        if done:
+            self.future.set_result([verdict for verdict in self.verdicts if verdict is not None])
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some items of a job, judged in one process that has the families `needs` loaded."""
+
+    job: Job
+    indices: tuple[int, ...]
+    needs: frozenset[str]
+
+
+class ChunkQueue:
+    """Chunks in order of arrival, except that what was handed back by a slow process goes first."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Chunk | None] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, chunk: Chunk | None, *, first: bool = False) -> None:
+        """Adds a chunk, or None to end one of the threads that take."""
+        with self._changed:
+            if first:
+                self._waiting.appendleft(chunk)
+            else:
+                self._waiting.append(chunk)
+            self._changed.notify()
+
+    def take(self) -> Chunk | None:
+        """Waits for the next chunk."""
+        with self._changed:
+            while not self._waiting:
+                self._changed.wait()
+            return self._waiting.popleft()
+
+    def drain(self) -> list[Chunk]:
+        """Takes out all that is waiting."""
+        with self._changed:
+            chunks = [chunk for chunk in self._waiting if chunk is not None]
+            self._waiting.clear()
+            return chunks
+
+    def is_empty(self) -> bool:
+        """Whether nothing is waiting."""
+        return not self._waiting
+
+
+class Run:
+    """One chunk in one child: what has come back, which item is under way, and for how long."""
+
+    def __init__(self, chunk: Chunk, child: Child, timeout: float) -> None:
+        self.chunk = chunk
+        self.alone = self.set_aside = False
+        self._child = child
+        self._timeout = timeout
+        self._received = 0
+        self._current: int | None = None
+        self._sent = 0.0
+
+    def send(self) -> None:
+        """Gives the chunk to the child. Raises OSError where it is gone."""
+        job, indices = self.chunk.job, self.chunk.indices
+        MARK.pack_into(self._child.marks, 0, -1, 0.0)
+        self._sent = time.monotonic()
+        self._child.connection.send_bytes(
+            pickle.dumps(
+                (
+                    [job.problems[index] for index in indices],
+                    [job.completions[index] for index in indices],
+                    self._timeout * len(indices),
+                )
+            )
+        )
+
+    @property
+    def waiting(self) -> bool:
+        """Whether verdicts are still to come."""
+        if self._current is not None:
+            return self._received <= self._current
+        return self._received < len(self.chunk.indices)
+
+    def receive(self) -> None:
+        """Settles what the child has sent. Raises EOFError where it is gone."""
+        verdicts = pickle.loads(self._child.connection.recv_bytes())
+        for verdict in verdicts:
+            if self._current is None or self._received == self._current:
+                self.chunk.job.settle(self.chunk.indices[self._received], verdict)
+            self._received += 1
+
+    def patience(self) -> float:
+        """Seconds to wait before looking at the clock again."""
+        elapsed = self._elapsed()
+        slow_in = PATIENCE_SECONDS - elapsed
+        next_look = slow_in if slow_in > 0 else PATIENCE_SECONDS
+        return max(0.001, min(next_look, self._timeout - elapsed))
+
+    def is_slow(self) -> bool:
+        """Whether the item under way has had more than `PATIENCE_SECONDS`."""
+        return self._elapsed() >= PATIENCE_SECONDS
+
+    def is_late(self) -> bool:
+        """Whether the item under way has had its time."""
+        return self._elapsed() >= self._timeout
+
+    def leave_alone(self) -> list[int]:
+        """From here on only the item under way counts; gives the others that have no verdict."""
+        if self._current is not None or self._is_whole():
+            return []
+        marked, _ = self._child.mark()
+        current = min(max(marked, self._received), len(self.chunk.indices) - 1)
+        self._current, self.alone = current, True
+        rest = enumerate(self.chunk.indices)
+        return [index for place, index in rest if place >= self._received and place != current]
+
+    def settle_current(self, verdict: Verdict) -> None:
+        """Settles the item under way (a user's whole batch), after `leave_alone`."""
+        if self._current is None:
+            settle_all(self.chunk, verdict)
+        else:
+            self.chunk.job.settle(self.chunk.indices[self._current], verdict)
+
+    def _is_whole(self) -> bool:
+        return self._child.shape == "batch"
+
+    def _elapsed(self) -> float:
+        marked, began = self._child.mark()
+        if marked < self._received:  # not begun: unpickling, or between two items
+            began = max(self._sent, began)
+        return time.monotonic() - began
+
+
+def settle_all(chunk: Chunk, verdict: Verdict) -> None:
+    """The same verdict for every item of the chunk that has none."""
+    for index in chunk.indices:
+        chunk.job.settle(index, verdict)
