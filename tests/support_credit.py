@@ -123,9 +123,7 @@ def case(tree: Tree, names: dict[str, int], *, reward_low: float = 0.0) -> Case:
     return Case(tree, names, forest, rows, outcome, node_statistics(forest, outcome))
 
 
-def hand_case(
-    *, all_wrong: bool = False, selected: bool = False, reward_low: float = 0.0
-) -> Case:
+def hand_case(*, all_wrong: bool = False, selected: bool = False, reward_low: float = 0.0) -> Case:
     tree, names = hand_tree(all_wrong=all_wrong)
     if selected:
         for name, node in names.items():

@@ -1,9 +1,18 @@
-"""Hand-made trees, problems and provenance for the tests of the replay cache."""
+"""Hand-made trees, problems and provenance for the tests of the replay cache.
+
+Run as a module it is a process that writes trees to URL under NAME until it is killed or has written COUNT,
+and prints the id of each tree it has been told is stored.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 
 from treerl.problem import Problem
 from treerl.replay.keys import PolicyRef, Provenance, VerifierRef
+from treerl.replay.store import Store
 from treerl.search.sampler import Finish, Origin, Span
 from treerl.search.tree import ROOT, Tree
 from treerl.verifiers.verdict import Verdict
@@ -81,3 +90,25 @@ def assert_same_tree(left, right):
     assert left.max_completion_length == right.max_completion_length
     assert left.verdicts == right.verdicts
     assert left.meta == right.meta
+
+
+def start_process(url, name, count):
+    command = [sys.executable, "-m", "tests.support_replay", url, name, str(count)]
+    root = Path(__file__).parents[1]
+    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True)
+
+
+def _write_trees(url, name, count):
+    with Store.open(url) as store:
+        run = store.start_run(name, {})
+        for step in range(count):
+            leaves = [[step + 4, k, 2] for k in range(20)]
+            tree, texts = star_tree(seed=step, leaves=leaves, rewards=[k % 2 for k in range(20)])
+            tree_id = store.put_tree(
+                run, tree, step=step, problem=PROBLEM, provenance=provenance(), texts=texts
+            )
+            print(tree_id, flush=True)
+
+
+if __name__ == "__main__":
+    _write_trees(sys.argv[1], sys.argv[2], int(sys.argv[3]))

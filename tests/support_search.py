@@ -1,5 +1,6 @@
 """A sampler without a model for tests of search: a seeded table policy over a dozen tokens.
 
+`grow_trees` runs a search over it and `canonical` says what came out without row numbers.
 `FakeSampler` implements `treerl.search.sampler.Sampler`: the next token depends on the last two through a
 fixed table of logits, so that log-probabilities and entropies are exact and anybody can recompute them
 (`logits`). Continuations end in an order that `order_seed` decides; the tokens do not depend on it.
@@ -12,14 +13,19 @@ from typing import Any
 import numpy as np
 
 from treerl.canon import generator
+from treerl.config import SearchSettings
 from treerl.errors import SamplerError
 from treerl.problem import Problem
 from treerl.search.sampler import Continuation, Finish, Span
+from treerl.search.scheduler import Counts, Growth, Judge, grow
+from treerl.search.strategy import make_strategy
+from treerl.search.tree import NO_PARENT, Tree
 from treerl.verifiers.verdict import Completion, Verdict
 
 EOS = 1
 VOCABULARY = 12
 PROMPT = [2, 5, 3]
+PROBLEM = Problem("c f d", "a letter before h", "letter")
 
 
 class FakeSampler:
@@ -179,3 +185,111 @@ def judge_with(
         return future
 
     return judge
+
+
+def grow_trees(
+    settings: SearchSettings,
+    *,
+    sampler: FakeSampler | None = None,
+    trees: int = 8,
+    max_completion_length: int = 24,
+    judge: Judge | None = None,
+    counts: Counts | None = None,
+) -> list[Tree]:
+    """Finished trees with seeds 0, 1, ..."""
+    strategy = make_strategy(settings, decode_tokens)
+    grown = [
+        Tree(PROMPT, seed=seed, max_completion_length=max_completion_length)
+        for seed in range(trees)
+    ]
+    growths = [Growth(tree, strategy, PROBLEM) for tree in grown]
+    done = list(grow(growths, sampler or FakeSampler(), judge or judge_with(), decode_text, counts))
+    assert len(done) == trees
+    return grown
+
+
+def span(
+    tokens: Sequence[int],
+    finish: Finish = Finish.STOP,
+    *,
+    logprobs: Sequence[float] | None = None,
+    entropies: Sequence[float] | None = None,
+) -> Span:
+    """A hand-made span; log-probability -1 and entropy 1 where not given."""
+    return Span(
+        np.array(tokens, np.int32),
+        np.array([-1.0] * len(tokens) if logprobs is None else logprobs, np.float32),
+        np.array([1.0] * len(tokens) if entropies is None else entropies, np.float32),
+        0,
+        finish,
+    )
+
+
+def draw_name(tree: Tree, draw: int) -> list[list[int]]:
+    """[[offset, k], ...] from the prompt to a draw: what names it whatever its row."""
+    name = []
+    while int(tree.draws.parent[draw]) != NO_PARENT:
+        name.append([int(tree.draws.offset[draw]), int(tree.draws.k[draw])])
+        draw = int(tree.draws.parent[draw])
+    return name[::-1]
+
+
+def canonical(tree: Tree) -> list[dict[str, Any]]:
+    """Everything that a search decided, by name instead of row; floats at 1e-6, NaN as None."""
+    nodes, tokens = tree.nodes, tree.tokens
+    rows = []
+    for row in range(len(tree)):
+        own = slice(int(nodes.start[row]), int(nodes.stop[row]))
+        draw, end = tree.point(row)
+        parent = int(nodes.parent[row])
+        rows.append(
+            {
+                "draw": draw_name(tree, draw),
+                "end": end,
+                "parent": None if parent == NO_PARENT else list(_point_name(tree, parent)),
+                "offset": int(nodes.offset[row]),
+                "tokens": tokens.token[own].tolist(),
+                "logprobs": [_number(x) for x in tokens.logprob[own]],
+                "entropies": [_number(x) for x in tokens.entropy[own]],
+                "finish": int(nodes.finish[row]),
+                "reward": _number(nodes.reward[row]),
+                "visits": int(nodes.visits[row]),
+                "value_sum": _number(nodes.value_sum[row]),
+                "origin": int(nodes.origin[row]),
+                "chosen_by_token": bool(nodes.chosen_by_token[row]),
+                "selected": bool(nodes.selected[row]),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["draw"], row["end"]))
+
+
+def _point_name(tree: Tree, row: int) -> tuple[list[list[int]], int]:
+    draw, end = tree.point(row)
+    return draw_name(tree, draw), end
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def check_invariants(tree: Tree) -> None:
+    """Shape of a tree: parents first in `order`, spans tile their draws, offsets and children agree."""
+    nodes, draws = tree.nodes, tree.draws
+    place = {row: i for i, row in enumerate(tree.order.tolist())}
+    assert sorted(place) == list(range(len(tree)))
+    ends = nodes.offset + nodes.stop - nodes.start
+    for row in range(1, len(tree)):
+        parent = int(nodes.parent[row])
+        assert place[parent] < place[row]
+        assert nodes.offset[row] == ends[parent]
+        assert nodes.stop[row] > nodes.start[row]
+        assert tree.children(parent).count(row) == 1
+        same = nodes.draw[parent] == nodes.draw[row]
+        first = nodes.start[row] == draws.start[nodes.draw[row]]
+        assert nodes.stop[parent] == nodes.start[row] if same else first
+    assert sum(len(tree.children(row)) for row in range(len(tree))) == len(tree) - 1
+    by_draw = np.bincount(nodes.draw, nodes.stop - nodes.start, minlength=len(draws))
+    assert by_draw.tolist() == draws.length.tolist()
+    assert len(tree.tokens) == int(draws.length.sum())
+    for leaf in tree.leaves().tolist():
+        assert tree.children(leaf) == []

@@ -1,14 +1,14 @@
 """Every estimator against every cell of one hand-worked tree (16 unique tokens, 21 row tokens).
 
-    rho                    z of its tokens       R
-    +- a                   .2  -.1
-    |  +- a1               .4   .1               1
-    |  +- a2              -.3                    0
-    |  +- a3               .1   .1   .2          0
-    +- b                   .3
-    |  +- b1               .2  -.2               1
-    |  +- b2               .5                    1
-    +- c                   .1   0   -.2   .1     1
+rho                    z of its tokens       R
++- a                   .2  -.1
+|  +- a1               .4   .1               1
+|  +- a2              -.3                    0
+|  +- a3               .1   .1   .2          0
++- b                   .3
+|  +- b1               .2  -.2               1
+|  +- b2               .5                    1
++- c                   .1   0   -.2   .1     1
 """
 
 import numpy as np
@@ -260,8 +260,8 @@ def test_prl_with_steps_that_straddle_forks_as_released():
 def test_prl_ends_a_step_at_every_node_end():
     found = hand_case()
     values = configured(found, estimator="prl", beta=0.5, step_tokens=2)
-    expected = PRL | {"b1": [0.495497, 0.745497, 0.745497], "b2": [0.245497, 0.395497]}
-    assert_rows(found, values, expected | {"b1": [0.495497, 0.645497, 0.745497]})
+    own = {"b1": [0.495497, 0.645497, 0.745497], "b2": [0.245497, 0.395497]}
+    assert_rows(found, values, PRL | own)
 
 
 def test_prl_with_step_one_is_frpo():
@@ -347,9 +347,7 @@ def test_all_wrong_gives_exact_zero(name):
 )
 def test_all_wrong_deepsearch_faithful_pushes_inner_nodes_up(form, a, b):
     found = hand_case(all_wrong=True, reward_low=-1.0)
-    nodes = one_per_node(
-        found, faithful(found.forest, found.rows, found.outcome, Discount(form))
-    )
+    nodes = one_per_node(found, faithful(found.forest, found.rows, found.outcome, Discount(form)))
     assert [nodes[u] for u in NODES] == close([a, b, 0, 0, 0, 0, 0, 0])
 
 

@@ -54,6 +54,8 @@ def test_unknown_task_and_wrong_settings():
         load_task(GymTask(name="nope"))
     with pytest.raises(ConfigError, match=r"task\.settings of reasoning-gym task gcd"):
         load_task(GymTask(name="gcd", settings={"colour": 3}))
+    with pytest.raises(ConfigError, match=r"task\.seed"):
+        load_task(GymTask(name="gcd", settings={"seed": 3}))
 
 
 def test_tasks_that_differ_from_process_to_process_are_refused(monkeypatch):

@@ -145,8 +145,18 @@ def test_number_is_exact(truth, answer, reward):
 
 @pytest.mark.parametrize(
     ("answer", "reward"),
-    [("B", 1.0), ("(B)", 1.0), ("B.", 1.0), (r"\text{B}", 1.0), ("b", 0.0), ("A or B", 0.0)]
-    + [("BA", 0.0), ("K", 0.0), ("", 0.0), ("B) 7", 0.0)],
+    [
+        ("B", 1.0),
+        ("(B)", 1.0),
+        ("B.", 1.0),
+        (r"\text{B}", 1.0),
+        ("b", 0.0),
+        ("A or B", 0.0),
+        ("BA", 0.0),
+        ("K", 0.0),
+        ("", 0.0),
+        ("B) 7", 0.0),
+    ],
 )
 def test_choice_is_one_letter(answer, reward):
     assert choice.reward("(B)", answer) == reward

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from treerl.config import AdvantageSettings
-from treerl.credit.deepsearch import Discount, faithful
+from treerl.credit.deepsearch import PAPER, Discount, faithful
 from treerl.credit.dense import Signals, future_kl, implicit_return, log_ratio, soft_values
 from treerl.credit.masses import TokenCredit
 from treerl.credit.rows import (
@@ -70,7 +70,7 @@ def assign(
     *,
     loss_agg_mode: str,
     signals: Sequence[Signals] | None = None,
-    discount: Discount = Discount(),  # noqa: B008
+    discount: Discount = PAPER,
 ) -> list[TokenCredit]:
     """One `TokenCredit` a tree, in order; see `assign_with_summary`."""
     return assign_with_summary(
@@ -84,7 +84,7 @@ def assign_with_summary(
     *,
     loss_agg_mode: str,
     signals: Sequence[Signals] | None = None,
-    discount: Discount = Discount(),  # noqa: B008
+    discount: Discount = PAPER,
 ) -> tuple[list[TokenCredit], CreditSummary]:
     """Masses of every tree and statistics of the step.
 
@@ -112,7 +112,7 @@ def advantages(
     settings: AdvantageSettings,
     signals: Signals | None = None,
     *,
-    discount: Discount = Discount(),  # noqa: B008
+    discount: Discount = PAPER,
 ) -> FloatArray:
     """Mean advantage over its rows of each unique token of one tree, float64[n_tokens]; NaN = in no row.
 
@@ -131,7 +131,7 @@ def entry_advantages(
     settings: AdvantageSettings,
     *,
     signals: Sequence[Signals] | None = None,
-    discount: Discount = Discount(),  # noqa: B008
+    discount: Discount = PAPER,
 ) -> FloatArray:
     """A[i, t] of every row entry, float64[E], normalised."""
     released = settings.estimator == "deepsearch" and settings.faithful
@@ -166,7 +166,9 @@ def token_mean(rows: Rows, values: FloatArray, n_tokens: int) -> FloatArray:
     """A_bar: mean over its rows of each unique token, float64[n_tokens]; NaN = in no row."""
     count = np.bincount(rows.token, minlength=n_tokens)
     total = np.bincount(rows.token, values, minlength=n_tokens)
-    return np.divide(total, count, out=np.full(n_tokens, np.nan), where=count > 0)
+    mean = np.full(n_tokens, np.nan)
+    np.divide(total, count, out=mean, where=count > 0)
+    return mean
 
 
 def _is_kept(tree: Tree, settings: AdvantageSettings) -> bool:

@@ -9,15 +9,23 @@ from typing import Literal
 
 import numpy as np
 
-from treerl.credit.rows import FloatArray, Forest, Rows
+from treerl.credit.rows import FloatArray, Forest, IntArray, Rows
 
 
 @dataclass(frozen=True, slots=True)
 class Discount:
-    """Depth discount of the backup: max(d/L, minimum), or the release's max((d+1)/(L+1), minimum)."""
+    """Depth discount of the backup: max(d/L, minimum), or the release's max((d+1)/(L+1), minimum).
+
+    Depth counts started chunks of `chunk_tokens` response tokens, or nodes where that is None.
+    """
 
     form: Literal["paper", "released"] = "paper"
     minimum: float = 0.1
+    chunk_tokens: int | None = None
+
+
+PAPER = Discount()
+"""The paper's discount, a chunk a node."""
 
 
 def search_scores(
@@ -26,11 +34,9 @@ def search_scores(
     """q of each node from the recorded leaves (the rows), float64[N]; 0 where none is below.
 
     Closed form of the backup, which does not depend on its order: the sum of the discounts over the right
-    leaves if there is any, else minus the sum over the wrong ones. A node's depth d counts nodes (one chunk
-    a node), L is the leaf's. outcome: float64[N] on the scale +-1.
+    leaves if there is any, else minus the sum over the wrong ones. outcome: float64[N] on the scale +-1.
     """
-    below, _ = forest.ancestors(np.arange(len(forest)), itself=False)
-    depth = np.bincount(below, minlength=len(forest))
+    depth = _depth(forest, discount.chunk_tokens)
     which, node = forest.ancestors(rows.leaf, itself=True)
     d, length = depth[node], depth[rows.leaf][which]
     if discount.form == "paper":
@@ -52,3 +58,12 @@ def faithful(forest: Forest, rows: Rows, outcome: FloatArray, discount: Discount
     count = np.maximum(np.bincount(rows.tree, minlength=trees), 1)
     mean = np.bincount(rows.tree, leaf, minlength=trees) / count
     return score[rows.node] - mean[rows.tree][rows.row]
+
+
+def _depth(forest: Forest, chunk_tokens: int | None) -> IntArray:
+    if chunk_tokens is None:
+        below, _ = forest.ancestors(np.arange(len(forest)), itself=False)
+        return np.bincount(below, minlength=len(forest))
+    end = forest.offset + forest.stop - forest.start
+    tokens: IntArray = end - end[forest.root]
+    return -(-tokens // chunk_tokens)

@@ -229,7 +229,8 @@ def suffix_sum(rows: Rows, values: FloatArray) -> FloatArray:
     """Sum of `values` (float, E) from each entry to the end of its row."""
     total = np.concatenate(([0.0], np.cumsum(values)))
     end = np.cumsum(rows.length)[rows.row]
-    return total[end] - total[:-1]
+    suffix: FloatArray = total[end] - total[:-1]
+    return suffix
 
 
 def step_end(rows: Rows, forest: Forest, step: int, *, at_node_end: bool) -> IntArray:

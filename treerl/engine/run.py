@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from treerl import __version__
@@ -19,7 +20,7 @@ from treerl.config import Recipe
 from treerl.engine.session import Paths, Session
 from treerl.errors import ConfigError
 from treerl.replay.keys import PolicyRef, Provenance, VerifierRef
-from treerl.verifiers.judge import verifier_identity
+from treerl.verifiers.identity import verifier_identity
 
 transformers_logging.disable_progress_bar()
 
@@ -60,10 +61,15 @@ def fresh_folder(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": candidate})})
 
 
-def write_header(paths: Paths, recipe: Recipe, run_id: str) -> None:
+def write_header(paths: Paths, recipe: Recipe, run_id: str, position: int) -> None:
     """recipe.json: the resolved recipe and the versions that made the run."""
     paths.root.mkdir(parents=True, exist_ok=True)
-    header = {"run_id": run_id, "recipe": recipe.model_dump(mode="json"), "made_by": made_by()}
+    header = {
+        "run_id": run_id,
+        "replay_position": position,
+        "recipe": recipe.model_dump(mode="json"),
+        "made_by": made_by(),
+    }
     draft = paths.recipe.with_suffix(".tmp")
     draft.write_text(json.dumps(header, indent=1), encoding="utf-8")
     os.replace(draft, paths.recipe)
@@ -97,7 +103,7 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def provenance(session: Session, run_id: str) -> Provenance:
+def provenance(session: Session, base_weights: str, run_id: str) -> Provenance:
     """Where this run's draws come from."""
     recipe, tokenizer = session.recipe, session.policy.tokenizer
     name, version, config = verifier_identity(recipe.verifier)
@@ -106,7 +112,7 @@ def provenance(session: Session, run_id: str) -> Provenance:
         tokenizer=digest_hex(
             json.dumps(sorted(tokenizer.get_vocab().items())), tokenizer.chat_template or ""
         ),
-        policy=PolicyRef(recipe.policy.model, digest_hex(weights_digest(session), run_id)),
+        policy=PolicyRef(recipe.policy.model, digest_hex(base_weights, run_id)),
         sampler={
             "engine": f"transformers@{transformers.__version__}",
             "temperature": sampler.temperature,
@@ -114,14 +120,14 @@ def provenance(session: Session, run_id: str) -> Provenance:
             "top_k": sampler.top_k,
             "dtype": str(session.policy.dtype),
         },
-        verifier=VerifierRef(name, version, config),
+        verifier=VerifierRef(name, version, {"key": config}),
     )
 
 
-def weights_digest(session: Session) -> str:
+def weights_digest(model: nn.Module) -> str:
     """BLAKE2b over names and bytes of all parameters, as loaded."""
     hasher = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(session.policy.model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         hasher.update(name.encode())
         flat = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8)
         hasher.update(flat.numpy().tobytes())

@@ -1,11 +1,12 @@
 """`treerl train`: search, verify, store, credit, update, step by step, resumable.
 
-The run's state is the weights, the optimizer, the random generators and `Progress`; a checkpoint holds all
-of it. Trees are in the store before they are trained on, so a resumed run takes them from there.
+A run's state is its weights, optimizer, random generators and `Progress`; a checkpoint holds all of it.
+Trees are in the store before they are trained on, so a resumed run takes them from there.
 """
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,345 @@ from rich.console import Console
 
 from treerl.canon import generator
 from treerl.config import Recipe
-from treerl.credit.assign import assign
+from treerl.credit.assign import NEEDS_SIGNALS, assign_with_summary
+from treerl.credit.dense import Signals
 from treerl.engine.display import Display
-from treerl.engine.evaluation import evaluate_session
-from treerl.engine.report import render_summary, summarise
-from treerl.engine.run import Progress, fresh_folder, git_commit, provenance, write_header
+from treerl.engine.evaluation import Evaluated, evaluate_session
+from treerl.engine.report import gain_between, render_summary, summarise
+from treerl.engine.run import (
+    Progress,
+    fresh_folder,
+    git_commit,
+    made_by,
+    provenance,
+    weights_digest,
+    write_header,
+)
 from treerl.engine.session import Session, replay_url, run_paths
-from treerl.engine.signals import needs_signals, token_signals
 from treerl.engine.step import Searched, search_metrics, search_step
 from treerl.errors import ConfigError
-from treerl.evaluate import Evaluation
 from treerl.metrics import MetricsLog
-from treerl.policy import checkpoint
-from treerl.policy.optimizer import make_optimizer
-from treerl.policy.reference import Reference
+from treerl.policy.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
+from treerl.policy.optimizer import PolicyOptimizer
+from treerl.policy.reference import freeze, score_trees
 from treerl.policy.update import UpdateReport, update_policy
 from treerl.problem import Problem
 from treerl.recipe import parse_recipe
+from treerl.replay.keys import Provenance
 from treerl.replay.reuse import Asked, CachedSolution, ReadBound, cached_solutions
+from treerl.replay.store import Store
 from treerl.replay.writer import Writer
 from treerl.search.tree import Tree
+
+
+def train_run(
+    recipe: Recipe, *, resume: str | None, console: Console, quiet: bool
+) -> dict[str, Any]:
+    """Trains from the recipe, or goes on with a run; returns the summary.
+
+    resume: None, `latest` (the recipe's own folder) or a run folder, whose stored recipe then counts.
+    A KeyboardInterrupt leaves the store whole and the last checkpoint valid.
+    """
+    loaded = None
+    if resume is None:
+        recipe = fresh_folder(recipe)
+    else:
+        recipe = resumed_recipe(recipe, resume)
+        loaded = latest(run_paths(recipe).checkpoints)
+    with Session(recipe) as session, Display(console, quiet=quiet) as display:
+        trainer = Trainer(session, display, loaded)
+        try:
+            summary = trainer.run()
+        except KeyboardInterrupt:
+            display.say(f"interrupted; go on with: treerl train {recipe.run.name} --resume latest")
+            raise
+    if not quiet:
+        console.print(render_summary(summary))
+    return summary
+
+
+def resumed_recipe(recipe: Recipe, resume: str) -> Recipe:
+    """The stored recipe of the run to go on with; raises ConfigError if there is no such run."""
+    root = run_paths(recipe).root if resume == "latest" else Path(resume)
+    header = root / "recipe.json"
+    if not header.is_file():
+        raise ConfigError(
+            f"--resume {resume}: {header} is missing, so there is no run to go on with"
+        )
+    stored = json.loads(header.read_text(encoding="utf-8"))["recipe"]
+    stored["max_steps"] = recipe.max_steps
+    return parse_recipe(stored, source=str(header))
+
+
+class Trainer:
+    """One run under way: its session, optimizer, writer and counters."""
+
+    def __init__(self, session: Session, display: Display, loaded: Checkpoint | None) -> None:
+        assert session.store is not None
+        self.session, self.display = session, display
+        self.recipe: Recipe = session.recipe
+        self.store: Store = session.store
+        self.optimizer = PolicyOptimizer(session.policy.model, self.recipe.update)
+        # Both name the weights that the run starts from, so they come before a checkpoint's are loaded.
+        self.reference = freeze(session.policy) if self._needs_reference() else None
+        base_weights = weights_digest(session.policy.model)
+        self.progress = self._begin(loaded)
+        self._saved = self.progress.step if loaded else -1
+        self.provenance: Provenance = provenance(session, base_weights, self.progress.run_id)
+        session.sampler.set_version(self.progress.step)
+
+    def _begin(self, loaded: Checkpoint | None) -> Progress:
+        if loaded is not None:
+            return Progress(**load_checkpoint(loaded.path, self.session.policy, self.optimizer))
+        if self.session.paths.recipe.is_file():
+            return self._begin_again()
+        name = self.recipe.run.name or "run"
+        position = self.store.position()
+        header = {"recipe": self.recipe.model_dump(mode="json"), "made_by": made_by()}
+        run_id = self.store.start_run(name, header, git_commit=git_commit())
+        write_header(self.session.paths, self.recipe, run_id, position)
+        return Progress(run_id, position)
+
+    def _begin_again(self) -> Progress:
+        """A run that was stopped before its first checkpoint keeps its id, its trees and its bound."""
+        header = json.loads(self.session.paths.recipe.read_text(encoding="utf-8"))
+        return Progress(header["run_id"], header["replay_position"])
+
+    def _needs_reference(self) -> bool:
+        return self.recipe.loss.kl_coef > 0 or self.recipe.advantage.estimator in NEEDS_SIGNALS
+
+    # The run ---------------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Evaluates, trains to `max_steps` or `max_minutes`, evaluates; returns the summary."""
+        recipe, progress, display = self.recipe, self.progress, self.display
+        self._announce()
+        started = self._evaluate("before") if not progress.before else None
+        if started is not None:
+            progress.before = started.metrics(recipe.eval.k)
+        paths = self.session.paths
+        with (
+            MetricsLog(paths.metrics, keep_until=progress.step) as metrics,
+            Writer(self.store, progress.run_id) as writer,
+        ):
+            if progress.step == 0:
+                metrics.write({"step": 0, "seed": recipe.seed, **progress.before})
+            newest: Evaluated | None = None
+            while progress.step < recipe.max_steps and not self._out_of_time():
+                row = self._step(writer)
+                newest = None
+                if recipe.eval.every and progress.step % recipe.eval.every == 0:
+                    newest = self._evaluate(f"step {progress.step}")
+                    row |= newest.metrics(recipe.eval.k)
+                metrics.write(row)
+                display.step(row, recipe.max_steps)
+                if recipe.run.checkpoint_every and progress.step % recipe.run.checkpoint_every == 0:
+                    self._save(writer)
+            if progress.step != self._saved:
+                self._save(writer)
+        after = newest or self._evaluate("after")
+        return self._summary(started, after)
+
+    def _announce(self) -> None:
+        recipe, policy = self.recipe, self.session.policy
+        size = sum(p.numel() for p in policy.model.parameters())
+        self.display.say(
+            f"run {recipe.run.name} (seed {recipe.seed}): {recipe.policy.model}, {size:,} parameters, "
+            f"{policy.dtype} on {policy.device}".replace("torch.", "")
+        )
+        self.display.say(f"problems: {self.session.task.mapping}")
+        search = recipe.search
+        self.display.say(
+            f"search: {search.kind}, {search.trees_per_step} trees x {search.num_generations} leaves a "
+            f"step; credit: {recipe.advantage.estimator}; cache: {replay_url(recipe)}"
+        )
+
+    def _out_of_time(self) -> bool:
+        limit = self.recipe.max_minutes
+        return limit is not None and self.progress.train_time >= 60 * limit
+
+    def _evaluate(self, label: str) -> Evaluated:
+        found = evaluate_session(self.session, self.display.advance)
+        figures = found.metrics(self.recipe.eval.k)
+        shown = "  ".join(
+            f"{name.removeprefix('eval/')} {value:.3f}"
+            for name, value in figures.items()
+            if name.startswith(("eval/avg", "eval/pass", "eval/greedy"))
+        )
+        self.display.say(f"{label}: {shown}")
+        return found
+
+    # One step --------------------------------------------------------------------------------------------
+
+    def _step(self, writer: Writer) -> dict[str, Any]:
+        """Search, write, credit, update; returns the metrics row."""
+        begun = time.perf_counter()
+        recipe, progress = self.recipe, self.progress
+        step = progress.step
+        problems = self.session.task.problems_for_step(step, recipe.search.trees_per_step)
+        searched = search_step(
+            self.session,
+            problems,
+            step=step,
+            stored=self._stored(step),
+            cached=self._cached(problems, step),
+        )
+        waited = self._write(writer, searched, step)
+        report, credit_row = self._update(searched.trees, step)
+        progress.step = step + 1
+        self.session.sampler.set_version(progress.step)
+        progress.num_tokens += searched.counts.generated_tokens
+        progress.trained_tokens += report.tokens_trained
+        progress.cached_leaves += searched.cached_leaves
+        seconds = time.perf_counter() - begun
+        progress.train_time += seconds
+        return {
+            "step": progress.step,
+            **search_metrics(searched),
+            "replay/write_seconds": waited,
+            **credit_row,
+            **report.metrics(),
+            "num_tokens": progress.num_tokens,
+            "train/total_tokens_trained": progress.trained_tokens,
+            "step_time": seconds,
+            "train_time": progress.train_time,
+        }
+
+    def _stored(self, step: int) -> dict[str, Tree]:
+        """Trees of this step that an interrupted attempt of this run left in the store."""
+        infos = self.store.trees(run_id=self.progress.run_id, step=step)
+        return {info.problem.key: self.store.load_tree(info.id).tree for info in infos}
+
+    def _cached(self, problems: Sequence[Problem], step: int) -> dict[str, list[CachedSolution]]:
+        """Verified solutions of other runs for these problems, by problem key."""
+        replay = self.recipe.replay
+        if not replay.reuse or replay.max_cached == 0:
+            return {}
+        asked = [
+            Asked(problem, np.asarray(prompt, np.int32))
+            for problem, prompt in zip(problems, self.session.prompts(problems), strict=True)
+            if prompt is not None
+        ]
+        found = cached_solutions(
+            self.store,
+            asked,
+            tokenizer=self.provenance.tokenizer,
+            verifier=self.provenance.verifier,
+            bound=ReadBound(
+                self.progress.run_id,
+                self.progress.replay_position,
+                before_step=step,
+                policy_version=step,
+                max_staleness=replay.max_staleness,
+            ),
+            max_per_problem=replay.max_cached,
+            seed=self.recipe.seed,
+        )
+        return {a.problem.key: solutions for a, solutions in zip(asked, found, strict=True)}
+
+    def _write(self, writer: Writer, searched: Searched, step: int) -> float:
+        """Hands new trees to the writer; returns seconds spent."""
+        begun = time.perf_counter()
+        for index, (problem, tree) in enumerate(
+            zip(searched.problems, searched.trees, strict=True)
+        ):
+            if index in searched.adopted:
+                continue
+            texts = {
+                row: self.session.decode_text(tree.completion_tokens(row).tolist())
+                for row in tree.leaves().tolist()
+            }
+            writer.put(
+                tree,
+                step=step,
+                problem=problem,
+                provenance=self.provenance,
+                texts=texts,
+            )
+        return time.perf_counter() - begun
+
+    def _update(self, trees: list[Tree], step: int) -> tuple[UpdateReport, dict[str, float]]:
+        """Credit and optimizer steps on the trees of a step."""
+        begun = time.perf_counter()
+        recipe, policy = self.recipe, self.session.policy
+        signals = self._signals(trees)
+        credits, summary = assign_with_summary(
+            trees, recipe.advantage, loss_agg_mode=recipe.loss.loss_agg_mode, signals=signals
+        )
+        credited = time.perf_counter()
+        report = update_policy(
+            policy,
+            self.optimizer,
+            trees,
+            credits,
+            loss=recipe.loss,
+            update=recipe.update,
+            temperature=recipe.sampler.temperature,
+            generator=generator("update", recipe.seed, step),
+            reference=self.reference if recipe.loss.kl_coef > 0 else None,
+        )
+        ended = time.perf_counter()
+        row = {
+            "credit/advantage_mean": summary.advantage_mean,
+            "credit/advantage_abs": summary.advantage_abs,
+            "credit/positive_on_wrong": summary.positive_on_wrong,
+            "credit/negative_on_right": summary.negative_on_right,
+            "credit/dropped_trees": summary.dropped,
+            "credit/seconds": credited - begun,
+            "train/seconds": ended - credited,
+            "train/tokens_per_second": report.tokens_trained / max(ended - credited, 1e-9),
+        }
+        return report, row
+
+    def _signals(self, trees: list[Tree]) -> list[Signals] | None:
+        """Log-probs under the policy and the reference, for estimators with a dense part."""
+        recipe = self.recipe
+        if recipe.advantage.estimator not in NEEDS_SIGNALS or self.reference is None:
+            return None
+        old, ref = (
+            score_trees(
+                policy,
+                trees,
+                temperature=recipe.sampler.temperature,
+                max_tokens=recipe.update.max_tokens_per_microbatch,
+                pack=recipe.update.pack,
+            )
+            for policy in (self.session.policy, self.reference)
+        )
+        return [Signals(lp_old=o, lp_ref=r) for o, r in zip(old, ref, strict=True)]
+
+    # The end ---------------------------------------------------------------------------------------------
+
+    def _save(self, writer: Writer) -> None:
+        """A checkpoint; every tree that it counts as trained on is in the store first."""
+        writer.flush()
+        self._saved = self.progress.step
+        save_checkpoint(
+            self.session.paths.checkpoints,
+            self.session.policy,
+            self.optimizer,
+            step=self.progress.step,
+            state=self.progress.as_json(),
+            keep=self.recipe.run.keep_checkpoints,
+        )
+
+    def _summary(self, started: Evaluated | None, after: Evaluated) -> dict[str, Any]:
+        recipe = self.recipe
+        run = {
+            "run": recipe.run.name,
+            "folder": str(self.session.paths.root),
+            "url": replay_url(recipe),
+            "model": recipe.policy.model,
+            "task": self.session.task.mapping,
+            "seed": recipe.seed,
+            "search": recipe.search.kind,
+            "estimator": recipe.advantage.estimator,
+            **made_by(),
+        }
+        return summarise(
+            self.progress,
+            self.progress.before,
+            after.metrics(recipe.eval.k),
+            gain=gain_between(started, after),
+            run=run,
+        )

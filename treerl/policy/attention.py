@@ -19,8 +19,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from treerl.errors import ConfigError
-from treerl.policy.attention_flex import FlexMask, attend_flex, flex_mask
-from treerl.policy.attention_runs import Run, attend_runs, find_runs
+from treerl.policy.attention_flex import attend_flex, flex_mask
+from treerl.policy.attention_runs import RowRuns, attend_runs, find_runs
 from treerl.policy.batch import PackedBatch
 
 NAME = "treerl"
@@ -37,8 +37,8 @@ class TreeAttention:
     variant: Variant
     end: Tensor
     position: Tensor
-    runs: tuple[tuple[Run, ...], ...] = ()
-    flex: FlexMask | None = None
+    runs: tuple[RowRuns, ...] = ()
+    flex: Any = None
 
 
 _ACTIVE: ContextVar[TreeAttention | None] = ContextVar("tree_attention", default=None)
@@ -153,7 +153,6 @@ def _attend(
     if tree.variant == "runs":
         out = attend_runs(query, key, value, tree.runs, scaling)
     else:
-        assert tree.flex is not None
         out = attend_flex(query, key, value, tree.flex, scaling)
     return out.transpose(1, 2).contiguous(), None
 

@@ -12,33 +12,99 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from treerl.policy.batch import PackedBatch
+from treerl.policy.batch import IntArray, PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Slots [start, stop) of one row; `atoms` index the row's atoms that its queries see, its own last.
+    """Consecutive slots of one row whose queries see the same ancestors.
 
-    Atoms are the pieces between run starts and forks: every path is a whole number of them.
+    length: queries. atoms: the row's atoms they see, root first, their own last. Atoms are the pieces of
+    the row between run starts and forks, so that every path is a whole number of them.
     """
 
-    start: int
-    stop: int
+    length: int
     atoms: tuple[int, ...]
-    sizes: tuple[int, ...]
 
 
-def find_runs(batch: PackedBatch) -> tuple[tuple[Run, ...], ...]:
-    """Runs of each row, from `prev` alone. Each row's runs and atoms cover it from slot 0 to T."""
-    raise NotImplementedError
+@dataclass(frozen=True, slots=True)
+class RowRuns:
+    """One row as runs and as atoms; both cover slots 0 to T. Padding is one run without queries to attend."""
+
+    runs: tuple[Run, ...]
+    atom_sizes: tuple[int, ...]
+    padding: int
+
+
+def find_runs(batch: PackedBatch) -> tuple[RowRuns, ...]:
+    """The runs of each row, from `prev` alone."""
+    slots = batch.shape[1]
+    return tuple(
+        _row_runs(np.where(prev < 0, -1, prev - b * slots), int((source >= 0).sum()))
+        for b, (prev, source) in enumerate(zip(batch.prev, batch.source, strict=True))
+    )
+
+
+def _row_runs(prev: IntArray, filled: int) -> RowRuns:
+    """Runs of one row: `prev` int[T] local to the row, `filled` slots before the padding."""
+    index = np.arange(filled)
+    starts = np.flatnonzero((prev[:filled] != index - 1) | (index == 0) | (prev[:filled] < 0))
+    forks = prev[starts[prev[starts] >= 0]] + 1
+    edges = np.unique(np.concatenate([starts, forks, [filled]]))
+    atom_of = np.searchsorted(edges, np.arange(filled), side="right") - 1
+    stops = [*starts[1:].tolist(), filled]
+    runs = []
+    seen: dict[int, tuple[int, ...]] = {}
+    for start, stop in zip(starts.tolist(), stops, strict=True):
+        above = seen[int(atom_of[prev[start]])] if prev[start] >= 0 else ()
+        own = range(int(atom_of[start]), int(atom_of[stop - 1]) + 1)
+        for atom in own:
+            above = (*above, atom)
+            seen[atom] = above
+        runs.append(Run(stop - start, above))
+    return RowRuns(tuple(runs), tuple(np.diff(edges).tolist()), len(prev) - filled)
 
 
 def attend_runs(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    runs: tuple[tuple[Run, ...], ...],
-    scaling: float | None,
+    query: Tensor, key: Tensor, value: Tensor, rows: tuple[RowRuns, ...], scaling: float | None
 ) -> Tensor:
-    """[B, H, T, D] queries over [B, Hkv, T, D] keys and values; returns [B, H, T, D]."""
-    raise NotImplementedError
+    """[B, H, T, D] queries over [B, Hkv, T, D] keys and values; returns [B, H, T, D], 0 on padding."""
+    if len(rows) == 1:
+        return _attend_row(query, key, value, rows[0], scaling)
+    parts = zip(query.split(1), key.split(1), value.split(1), rows, strict=True)
+    return torch.cat([_attend_row(*part, scaling) for part in parts])
+
+
+def _attend_row(
+    query: Tensor, key: Tensor, value: Tensor, row: RowRuns, scaling: float | None
+) -> Tensor:
+    # split has one backward node for all pieces; slicing would write a full-length gradient per slice.
+    padding = [row.padding] if row.padding else []
+    queries = query.split([run.length for run in row.runs] + padding, 2)
+    keys = key.split([*row.atom_sizes, *padding], 2)
+    values = value.split([*row.atom_sizes, *padding], 2)
+    grouped = query.shape[1] != key.shape[1]
+    parts = []
+    for q, run in zip(queries, row.runs, strict=False):
+        k = _join([keys[atom] for atom in run.atoms])
+        v = _join([values[atom] for atom in run.atoms])
+        causal = k.shape[2] == run.length
+        mask = None if causal else _lower_right(run.length, k.shape[2], q)
+        parts.append(
+            scaled_dot_product_attention(
+                q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped
+            )
+        )
+    if padding:
+        parts.append(values[-1].new_zeros(queries[-1].shape[:3] + value.shape[3:]))
+    return _join(parts)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def _lower_right(queries: int, keys: int, like: Tensor) -> Tensor:
+    """Additive causal mask [queries, keys] whose last query sees all keys."""
+    mask = torch.full((queries, keys), float("-inf"), dtype=like.dtype, device=like.device)
+    return mask.triu_(keys - queries + 1)

@@ -50,7 +50,7 @@ class LossSums:
 
     positive, negative: masses P and M. clip_high: P where the ratio is above the band; clip_low, clip_dual: M
     where it is below the band, above the cap. out_of_band: tokens outside the band, whatever their sign.
-    kl: the estimator's KL to the reference, NaN without one. approx_kl: k3 of KL(old || policy) over fresh
+    entropy, kl (the estimator's, to the reference): NaN if not computed. approx_kl: k3 of KL(old || policy) over fresh
     tokens. compared: fresh tokens that have the sampler's log-prob; over these, d = lp_old - lp_beh (logp_*),
     k3 of KL(sampler || trainer), weights v = e^d before the cap (is_*). cached: tokens from the replay cache,
     whose ratio is taken to their stored log-prob.
@@ -105,7 +105,6 @@ class LossSums:
         values: dict[str, float] = {}
         if self.tokens:
             values |= {
-                "entropy": self.entropy / self.tokens,
                 "clip_ratio/high_mean": _share(self.clip_high, self.positive),
                 "clip_ratio/low_mean": _share(self.clip_low, self.negative),
                 "clip_ratio/region_mean": self.out_of_band / self.tokens,
@@ -114,8 +113,9 @@ class LossSums:
                 "train/ratio_max": self.ratio_max,
                 "train/ratio_min": -self.ratio_min_negated,
             }
-            if not math.isnan(self.kl):
-                values["kl"] = self.kl / self.tokens
+            for name, total in (("entropy", self.entropy), ("kl", self.kl)):
+                if not math.isnan(total):
+                    values[name] = total / self.tokens
             if self.tokens > self.cached:
                 values["train/approx_kl"] = self.approx_kl / (self.tokens - self.cached)
         if self.compared:

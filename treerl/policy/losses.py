@@ -83,11 +83,15 @@ def kl_penalty(lp: Tensor, lp_ref: Tensor, estimator: Literal["k1", "k2", "k3"])
 
 
 def policy_loss(
-    lp: Tensor, entropy: Tensor, columns: TokenColumns, settings: LossSettings, denominator: float
+    lp: Tensor,
+    entropy: Tensor | None,
+    columns: TokenColumns,
+    settings: LossSettings,
+    denominator: float,
 ) -> LossOutputs:
     """The loss of one micro-batch: (surrogate + kl_coef * KL - entropy_coef * H) / denominator.
 
-    lp, entropy: float[n] with gradient. KL and entropy weigh a token by W, the sum over its rows, as the rows
+    lp, entropy: float[n] with gradient; entropy may be None if `entropy_coef` is 0. KL and entropy weigh a token by W, the sum over its rows, as the rows
     themselves would. The KL carries the detached weight omega = policy / sampler of its token, capped at
     `rollout_is_threshold`: 1 on-policy, and off-policy what keeps k2's gradient that of the reverse KL.
     Entropy belongs to the distribution, not to the token drawn, and takes no weight.
@@ -113,7 +117,7 @@ def policy_loss(
     if kl is not None and settings.kl_coef:
         omega = omega.clamp(max=settings.rollout_is_threshold)
         total = total + settings.kl_coef * (columns.weight * omega * kl).sum()
-    if settings.entropy_coef:
+    if entropy is not None and settings.entropy_coef:
         total = total - settings.entropy_coef * (columns.weight * entropy).sum()
     loss = total / denominator
     with torch.no_grad():
@@ -124,7 +128,7 @@ def policy_loss(
 def _diagnostics(
     loss: Tensor,
     ratio: Tensor,
-    entropy: Tensor,
+    entropy: Tensor | None,
     kl: Tensor | None,
     columns: TokenColumns,
     settings: LossSettings,
@@ -138,7 +142,7 @@ def _diagnostics(
     compared = fresh & columns.lp_beh.isfinite()
     d = torch.where(compared, columns.lp_old - columns.lp_beh, 0.0)
     v = torch.where(compared, d.exp(), 0.0)
-    zero = torch.zeros_like(ratio)
+    absent = torch.full_like(ratio, torch.nan)
     terms = {
         "loss": loss.reshape(1),
         "tokens": torch.ones_like(ratio),
@@ -150,8 +154,8 @@ def _diagnostics(
         "out_of_band": high | low,
         "ratio": ratio,
         "approx_kl": (ratio - 1.0 - ratio.log()) * fresh,
-        "entropy": entropy,
-        "kl": torch.full_like(ratio, torch.nan) if kl is None else kl,
+        "entropy": absent if entropy is None else entropy,
+        "kl": absent if kl is None else kl,
         "compared": compared,
         "logp_difference": d,
         "logp_abs": d.abs(),
@@ -172,6 +176,7 @@ def _diagnostics(
     }
     numbers = [terms[name].sum(dtype=torch.float64) for name in SUMS]
     numbers += [
-        peaks[name].max().double() if len(ratio) else -torch.inf * zero.sum() for name in PEAKS
+        peaks[name].max().double() if len(ratio) else ratio.new_tensor(-torch.inf).double()
+        for name in PEAKS
     ]
     return LossSums.of(torch.stack(numbers).tolist())

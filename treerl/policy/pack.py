@@ -44,14 +44,15 @@ def pack_trees(
     credits: Sequence[TokenCredit] | None = None,
     *,
     max_tokens: int,
-    row_tokens: int | None = None,
+    row_tokens: int = 0,
     mode: Literal["tree", "flat"] = "tree",
     bucket: bool = False,
 ) -> list[PackedBatch]:
     """Packs the selected ended leaves of `trees` into batches of at most `max_tokens` slots, padding included.
 
-    row_tokens: trees share a row while it holds no more than this (None: `max_tokens`); a longer tree has a
+    row_tokens: trees share a row while it holds no more than this (0: one tree a row); a longer tree has a
     row of its own and is cut only above `max_tokens`. Rows of like length form one batch [B, T].
+    `Policy.row_tokens` and `Policy.bucket` are the settings that suit the policy's device.
     bucket: T is rounded up to powers of two and their midpoints, from 128 (static shapes for CUDA).
     mode "flat": one row a leaf. The whole mass of a shared token lies on the first row that holds it
     (`own`): the loss is a sum of mass times a function of the token's log-prob, which is the same in all
@@ -62,7 +63,7 @@ def pack_trees(
     pieces: list[_Piece] = []
     for index, tree in enumerate(trees):
         pieces.extend(_cut(tree, index, max_tokens, flat=mode == "flat"))
-    capacity = 1 if mode == "flat" else min(row_tokens or max_tokens, max_tokens)
+    capacity = 0 if mode == "flat" else min(row_tokens, max_tokens)
     rows = _first_fit([len(piece) for piece in pieces], capacity)
     lengths = [sum(len(pieces[i]) for i in row) for row in rows]
     batches = []

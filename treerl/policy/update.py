@@ -10,7 +10,7 @@ itself in treerl.policy.losses.
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,81 +24,10 @@ from treerl.policy.forward import token_logprobs
 from treerl.policy.loss_sums import LossSums
 from treerl.policy.losses import LossOutputs, TokenColumns, policy_loss
 from treerl.policy.model import Policy
-from treerl.policy.optimizer import PolicyOptimizer, StepInfo
+from treerl.policy.optimizer import PolicyOptimizer
 from treerl.policy.pack import gather_from_trees, pack_trees, training_leaves
+from treerl.policy.update_report import UpdateReport
 from treerl.search.tree import Tree
-
-
-@dataclass(slots=True)
-class TokenCounts:
-    """Tokens of one pass over the step's trees.
-
-    trained: unique tokens that took the loss. packed: tokens run forward and backward (prompts, and paths
-    repeated between the parts of a tree, included). slots: the same with padding. flat: what separate rows of
-    the same leaves would have run.
-    """
-
-    trained: int = 0
-    packed: int = 0
-    slots: int = 0
-    flat: int = 0
-
-    @property
-    def tree_token_ratio(self) -> float:
-        """flat / packed: how often each token would have been run without sharing."""
-        return self.flat / self.packed if self.packed else float("nan")
-
-
-@dataclass(slots=True)
-class UpdateReport:
-    """What `update_policy` did.
-
-    skipped: mini-batches without any gradient (every mass 0), for which no step was taken. trees_trained:
-    trees that carried a gradient. steps: gradient norm and learning rate of each step. first: diagnostics of
-    the first optimizer step alone, where ratios of fresh tokens are 1. seconds: by phase (pack, old,
-    reference, forward, backward, optimizer).
-    """
-
-    trees: int = 0
-    trees_trained: int = 0
-    skipped: int = 0
-    iterations: int = 1
-    steps: list[StepInfo] = field(default_factory=list)
-    sums: LossSums = field(default_factory=LossSums)
-    first: LossSums = field(default_factory=LossSums)
-    tokens: TokenCounts = field(default_factory=TokenCounts)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def tokens_trained(self) -> int:
-        """Tokens that took the loss, over all iterations."""
-        return self.tokens.trained * self.iterations
-
-    def metrics(self) -> dict[str, float]:
-        """Numbers for the metrics file; those of the loss are absent if no step was taken."""
-        values = {
-            "train/optimizer_steps": float(len(self.steps)),
-            "train/skipped_steps": float(self.skipped),
-            "train/trees": float(self.trees_trained),
-            "train/tokens_trained": float(self.tokens_trained),
-            "train/tokens_packed": float(self.tokens.packed * self.iterations),
-            "train/tokens_padded": float(self.tokens.slots * self.iterations),
-            "train/tokens_flat": float(self.tokens.flat * self.iterations),
-        }
-        if self.tokens.packed:
-            values["train/tree_token_ratio"] = self.tokens.tree_token_ratio
-        values |= {f"time/update_{name}": value for name, value in self.seconds.items()}
-        if self.steps:
-            norms = [step.grad_norm for step in self.steps]
-            values |= {
-                "loss": self.sums.loss / len(self.steps),
-                "grad_norm": sum(norms) / len(norms),
-                "train/grad_norm_max": max(norms),
-                "learning_rate": self.steps[-1].lr,
-                "train/first_ratio_out_of_band": self.first.out_of_band / self.first.tokens,
-                **self.sums.metrics(),
-            }
-        return values
 
 
 @dataclass(slots=True)
@@ -171,6 +100,9 @@ def update_policy(
     regularised = loss.kl_coef > 0 or loss.entropy_coef != 0
     active = [_is_active(credit, regularised) for credit in credits]
     report.trees_trained = sum(active)
+    report.sampled_entropy = _sampled_entropy(
+        [t for t, on in zip(trees, active, strict=True) if on]
+    )
     scale = 1.0
     if loss.loss_agg_mode == "seq-mean-token-sum-norm":
         scale = float(max((tree.max_completion_length for tree in trees), default=1))
@@ -226,6 +158,13 @@ def _is_active(credit: TokenCredit, regularised: bool) -> bool:
     return masses or (regularised and bool(credit.weight.any()))
 
 
+def _sampled_entropy(trees: list[Tree]) -> float:
+    """Mean over completion tokens of the entropy the sampler saw; NaN if it told none."""
+    values = [tree.tokens.entropy[tree.tokens.mask] for tree in trees]
+    known = np.concatenate([column[~np.isnan(column)] for column in values] or [np.zeros(0)])
+    return float(known.mean()) if len(known) else float("nan")
+
+
 # Micro-batches ---------------------------------------------------------------------------------------------
 
 
@@ -236,7 +175,12 @@ def _micro_batches(
     if not trees:
         return []
     batches = pack_trees(
-        trees, credits, max_tokens=update.max_tokens_per_microbatch, mode=update.pack
+        trees,
+        credits,
+        max_tokens=update.max_tokens_per_microbatch,
+        row_tokens=run.policy.row_tokens,
+        mode=update.pack,
+        bucket=run.policy.bucket,
     )
     counts = run.report.tokens
     for tree in trees:
@@ -308,38 +252,40 @@ def _own_logprobs(
     run: _Run, policy: Policy, micro: _MicroBatch, *, grad: bool
 ) -> tuple[Tensor, Tensor]:
     """lp and entropy of the owned tokens, float[n]."""
-    lp, entropy = token_logprobs(policy, micro.packed, temperature=run.temperature, grad=grad)
-    return lp.reshape(-1)[micro.own], entropy.reshape(-1)[micro.own]
-
-
-def _with(columns: TokenColumns, *, lp_old: Tensor, lp_ref: Tensor | None) -> TokenColumns:
-    return TokenColumns(
-        positive=columns.positive,
-        negative=columns.negative,
-        weight=columns.weight,
-        lp_old=lp_old,
-        lp_beh=columns.lp_beh,
-        fresh=columns.fresh,
-        lp_ref=lp_ref,
+    lp, entropy = token_logprobs(
+        policy, micro.packed, temperature=run.temperature, with_entropy=True, grad=grad
     )
+    assert entropy is not None
+    return lp.reshape(-1)[micro.own], entropy.reshape(-1)[micro.own]
 
 
 def _set_old(micro: _MicroBatch, lp: Tensor) -> None:
     """lp_old of fresh tokens := `lp`; cached tokens keep their stored behaviour log-probs."""
     columns = micro.columns
     old = torch.where(columns.fresh, lp.detach(), columns.lp_beh)
-    micro.columns = _with(columns, lp_old=old, lp_ref=columns.lp_ref)
+    micro.columns = replace(columns, lp_old=old)
     micro.known = True
 
 
 def _learn_old(run: _Run, micro: _MicroBatch) -> None:
-    lp, _ = _own_logprobs(run, run.policy, micro, grad=False)
-    _set_old(micro, lp)
+    _set_old(micro, _own_logprobs(run, run.policy, micro))
 
 
 def _learn_reference(run: _Run, reference: Policy, micro: _MicroBatch) -> None:
-    lp, _ = _own_logprobs(run, reference, micro, grad=False)
-    micro.columns = _with(micro.columns, lp_old=micro.columns.lp_old, lp_ref=lp.detach())
+    micro.columns = replace(micro.columns, lp_ref=_own_logprobs(run, reference, micro))
+
+
+def _train_forward(run: _Run, micro: _MicroBatch) -> tuple[Tensor, Tensor | None]:
+    """Log-probs and, if the loss wants it, entropy of the owned tokens, float[n], with gradient."""
+    lp, entropy = token_logprobs(
+        run.policy,
+        micro.packed,
+        temperature=run.temperature,
+        with_entropy=run.loss.entropy_coef != 0,
+        grad=True,
+    )
+    chosen = None if entropy is None else entropy.reshape(-1)[micro.own]
+    return lp.reshape(-1)[micro.own], chosen
 
 
 def _optimizer_step(run: _Run, mini: _MiniBatch) -> None:
@@ -351,7 +297,7 @@ def _optimizer_step(run: _Run, mini: _MiniBatch) -> None:
     sums = LossSums()
     for micro in mini.micro:
         with run.clock("forward"):
-            lp, entropy = _own_logprobs(run, run.policy, micro, grad=True)
+            lp, entropy = _train_forward(run, micro)
             if not micro.known:
                 _set_old(micro, lp)
             _check_sampler(run, micro)

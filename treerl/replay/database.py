@@ -5,6 +5,7 @@ reader never upgrades and dies. Upgrading is never done by opening; `upgrade` is
 """
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, exc
 from sqlalchemy.pool import StaticPool
 
+from treerl import __version__
 from treerl.canon import HASH_SCHEME
 from treerl.errors import SchemaMismatch, StoreError
 from treerl.replay import schema
@@ -29,7 +31,7 @@ _WRITE = "treerl_write"
 
 def parse_url(url: str) -> sa.URL:
     """The URL of a replay database; a bare path means SQLite. Raises StoreError."""
-    if "://" not in url:
+    if not re.match(r"[a-z0-9+_]{2,}:|:", url):
         url = f"sqlite:///{url}"
     try:
         return sa.make_url(url)
@@ -52,8 +54,13 @@ def connect(url: str, *, create: bool = True) -> sa.Engine:
     """
     engine = raw_engine(url, create=create)
     try:
-        with errors(url), writing(engine) if create else reading(engine) as connection:
-            _create_or_check(connection, url, create=create)
+        with errors(url), reading(engine) as connection:
+            found = _check(connection, url)
+        if not found and not create:
+            raise StoreError(f"the database {url} is empty: no replay cache was made in it")
+        if not found:
+            with errors(url), writing(engine) as connection:
+                _create(connection, url)
     except BaseException:
         engine.dispose()
         raise
@@ -159,14 +166,11 @@ def revision(connection: sa.Connection) -> str | None:
     return None
 
 
-def _create_or_check(connection: sa.Connection, url: str, *, create: bool) -> None:
+def _check(connection: sa.Connection, url: str) -> bool:
+    """Whether there is a cache; raises unless this code can read it."""
     found = revision(connection)
-    if found is None and not create:
-        raise StoreError(f"the database {url} is empty: no replay cache was made in it")
     if found is None:
-        schema.metadata.create_all(connection)
-        stamp(connection)
-        return
+        return False
     check_revision(found, url)
     scheme = connection.execute(sa.select(schema.meta.c.hash_scheme)).scalar()
     if scheme != HASH_SCHEME:
@@ -174,19 +178,19 @@ def _create_or_check(connection: sa.Connection, url: str, *, create: bool) -> No
             f"the replay cache {url} uses hash scheme {scheme}, this treerl {HASH_SCHEME}: its keys "
             "cannot be compared; give another replay.url"
         )
+    return True
 
 
-def stamp(connection: sa.Connection) -> None:
-    """Marks freshly made tables as being of the newest revision."""
+def _create(connection: sa.Connection, url: str) -> None:
+    """All tables and the stamp in one transaction, unless another process was faster."""
+    if not _check(connection, url):
+        schema.metadata.create_all(connection)
+        _stamp(connection)
+
+
+def _stamp(connection: sa.Connection) -> None:
     schema.alembic_version.create(connection)
     connection.execute(schema.alembic_version.insert().values(version_num=schema.REVISIONS[-1]))
-    write_meta(connection)
-
-
-def write_meta(connection: sa.Connection) -> None:
-    """Writes the one row of `meta`."""
-    from treerl import __version__
-
     row = {"id": 1, "hash_scheme": HASH_SCHEME, "created_by": f"treerl {__version__}"}
     connection.execute(schema.meta.insert().values(row))
 
@@ -227,10 +231,13 @@ def upgrade(url: str) -> tuple[str, str]:
 
 # Errors --------------------------------------------------------------------------------------------------
 
+_LOCKED = (
+    f"another process has held the database locked for {BUSY_TIMEOUT_MS // 1000} s; end it or wait"
+)
 _ADVICE = {
     "SQLITE_FULL": "the disk is full; free some space and go on: everything stored so far is intact",
-    "SQLITE_BUSY": "another process has held the database locked for 30 s; end it or wait",
-    "SQLITE_LOCKED": "another process has held the database locked for 30 s; end it or wait",
+    "SQLITE_BUSY": _LOCKED,
+    "SQLITE_LOCKED": _LOCKED,
     "SQLITE_READONLY": "it is read-only; check the rights of the file and of its folder",
     "SQLITE_PERM": "access is denied; check the rights of the file and of its folder",
     "SQLITE_CANTOPEN": "it cannot be opened; check the path and the rights of its folder",
@@ -250,6 +257,10 @@ def errors(url: str) -> Iterator[None]:
         raise StoreError(_explain(url, error.orig)) from error
     except sqlite3.Error as error:
         raise StoreError(_explain(url, error)) from error
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            f"replay database {url}: a text to be stored has half a surrogate pair: {error}"
+        ) from error
     except exc.SQLAlchemyError as error:
         raise StoreError(f"replay database {url}: {error}") from error
 

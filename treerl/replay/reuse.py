@@ -5,9 +5,10 @@ correct for the policy that drew it. What may be read is bounded by a position o
 resumed run reads what the unbroken one read. Where the solutions go in a tree is the engine's choice.
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import sqlalchemy as sa
@@ -18,6 +19,8 @@ from treerl.problem import Problem
 from treerl.replay import schema
 from treerl.replay.entry import chunks
 from treerl.replay.keys import VerifierRef, problem_key, prompt_key
+from treerl.replay.paths import Arrays, Shape, chain, draw_arrays, join, tree_shapes
+from treerl.replay.rows import RIGHT_AT
 from treerl.replay.store import Store
 from treerl.search.sampler import Finish, Span
 from treerl.verifiers.verdict import Verdict
@@ -82,16 +85,6 @@ class ReadBound:
     max_staleness: int | None = None
 
 
-class _Draw(NamedTuple):
-    """A stored draw without its arrays."""
-
-    id: int
-    parent: int
-    offset: int
-    policy_version: int
-    n_prompt: int
-
-
 def cached_solutions(
     store: Store,
     asked: Sequence[Asked],
@@ -101,7 +94,7 @@ def cached_solutions(
     bound: ReadBound,
     max_per_problem: int,
     label: Label = "right",
-    right_at: float = 1.0,
+    right_at: float = RIGHT_AT,
     seed: int = 0,
 ) -> list[list[CachedSolution]]:
     """Up to `max_per_problem` solutions for each of `asked`, scored by exactly this verifier.
@@ -117,13 +110,15 @@ def cached_solutions(
         return [[] for _ in asked]
     with store.read() as connection:
         candidates = _candidates(connection, set(keys), verifier, bound, label, right_at)
-        shapes = _shapes(connection, {row.tree_id for row in candidates})
+        shapes = tree_shapes(connection, {row.tree_id for row in candidates})
         chosen = _choose(candidates, shapes, bound, max_per_problem, seed)
-        chains = {row.id: _chain(shapes[row.tree_id], row.row) for row in chosen}
-        arrays = _arrays(connection, {draw.id for chain in chains.values() for draw in chain})
+        chains = {row.id: chain(shapes[row.tree_id], row.row) for row in chosen}
+        arrays = draw_arrays(connection, {draw.id for path in chains.values() for draw in path})
     by_prompt: dict[bytes, list[CachedSolution]] = {}
     for row in chosen:
-        by_prompt.setdefault(row.prompt_key, []).append(_assemble(row, chains[row.id], arrays))
+        by_prompt.setdefault(row.prompt_key, []).append(
+            _assemble(row, join(chains[row.id], arrays))
+        )
     return [by_prompt.get(key, []) for key in keys]
 
 
@@ -170,37 +165,9 @@ def _candidates(
     return rows
 
 
-def _shapes(connection: sa.Connection, trees: Iterable[int]) -> dict[int, dict[int, _Draw]]:
-    """By tree and row, the draws of these trees without their arrays."""
-    draw, tree, prompt = schema.draw, schema.tree, schema.prompt
-    query = (
-        sa.select(
-            *(draw.c[name] for name in ("tree_id", "row", "id", "parent", "offset")),
-            draw.c.policy_version,
-            prompt.c.n_tokens,
-        )
-        .join(tree, tree.c.id == draw.c.tree_id)
-        .join(prompt, prompt.c.id == tree.c.prompt_id)
-    )
-    shapes: dict[int, dict[int, _Draw]] = {}
-    for some in chunks(trees):
-        for tree_id, row, *values in connection.execute(query.where(draw.c.tree_id.in_(some))):
-            shapes.setdefault(tree_id, {})[row] = _Draw(*values)
-    return shapes
-
-
-def _chain(shape: Mapping[int, _Draw], row: int) -> list[_Draw]:
-    """Draws from the prompt to `row`, in the order of the path."""
-    chain = []
-    while row != 0:
-        chain.append(shape[row])
-        row = shape[row].parent
-    return chain[::-1]
-
-
 def _choose(
     candidates: Sequence[Any],
-    shapes: Mapping[int, Mapping[int, _Draw]],
+    shapes: Mapping[int, Mapping[int, Shape]],
     bound: ReadBound,
     limit: int,
     seed: int,
@@ -219,52 +186,46 @@ def _choose(
     return chosen
 
 
-def _young(row: Any, shape: Mapping[int, _Draw], bound: ReadBound) -> bool:
+def _young(row: Any, shape: Mapping[int, Shape], bound: ReadBound) -> bool:
     if bound.max_staleness is None or row.run_id != bound.run_id:
         return True
-    oldest = min(draw.policy_version for draw in _chain(shape, row.row))
+    oldest = min(draw.policy_version for draw in chain(shape, row.row))
     return bound.policy_version - oldest <= bound.max_staleness
 
 
-def _arrays(connection: sa.Connection, draws: Iterable[int]) -> dict[int, dict[str, NDArray[Any]]]:
-    """By draw id: tokens, log-probs, entropies, versions (one length each)."""
-    draw, node = schema.draw, schema.node
-    names = ("id", "policy_version", "logprobs", "entropies", "versions")
-    query = sa.select(*(draw.c[name] for name in names), node.c.tokens).join(
-        node, node.c.id == draw.c.node_id
-    )
-    arrays: dict[int, dict[str, NDArray[Any]]] = {}
-    for some in chunks(draws):
-        for row in connection.execute(query.where(draw.c.id.in_(some))):
-            tokens = np.frombuffer(row.tokens, "<i4")
-            versions = np.full(len(tokens), row.policy_version, np.int32)
-            arrays[row.id] = {
-                "tokens": tokens,
-                "logprobs": np.frombuffer(row.logprobs, "<f4"),
-                "entropies": np.frombuffer(row.entropies, "<f4"),
-                "versions": versions
-                if row.versions is None
-                else np.frombuffer(row.versions, "<i4"),
-            }
-    return arrays
-
-
-def _assemble(
-    row: Any, chain: Sequence[_Draw], arrays: Mapping[int, Mapping[str, NDArray[Any]]]
-) -> CachedSolution:
-    # Of every draw but the last, the path takes the tokens before the next draw's branch point.
-    ends = [draw.offset for draw in chain[1:]] + [None]
-    joined = {
-        name: np.concatenate([arrays[d.id][name][:end] for d, end in zip(chain, ends, strict=True)])
-        for name in ("tokens", "logprobs", "entropies", "versions")
-    }
+def _assemble(row: Any, arrays: Arrays) -> CachedSolution:
     return CachedSolution(
         draw=row.id,
         path_key=row.path_key,
-        **joined,
+        tokens=arrays["tokens"],
+        logprobs=arrays["logprobs"],
+        entropies=arrays["entropies"],
+        versions=arrays["versions"],
         finish=Finish[row.finish.upper()],
         verdict=Verdict("scored", row.reward, row.answer),
         text=row.text,
         run_id=row.run_id,
         tree_id=row.tree_id,
     )
+
+
+def stored_prompts(store: Store, *, tokenizer: str) -> list[Asked]:
+    """All prompts of this tokenizer with a stored solution, by prompt key: for training on the cache alone."""
+    problem, prompt, solution = schema.problem, schema.prompt, schema.solution
+    query = (
+        sa.select(
+            *(problem.c[n] for n in ("question", "truth", "kind", "columns")), prompt.c.tokens
+        )
+        .join(prompt, prompt.c.problem_id == problem.c.id)
+        .where(prompt.c.tokenizer == tokenizer)
+        .where(sa.exists().where(solution.c.prompt_id == prompt.c.id))
+        .order_by(prompt.c.key)
+    )
+    with store.read() as connection:
+        return [
+            Asked(
+                Problem(row.question, row.truth, row.kind, json.loads(row.columns)),
+                np.frombuffer(row.tokens, "<i4"),
+            )
+            for row in connection.execute(query)
+        ]

@@ -24,6 +24,9 @@ Row = dict[str, Any]
 Stored = Mapping[Any, Any]
 """A row as the database gives it, by column name."""
 
+RIGHT_AT = 1.0
+"""A reward from which a solution counts as right, in counts and as the default of what is reused."""
+
 _FINISH_NAMES = {int(finish): finish.name.lower() for finish in Finish}
 _ORIGIN_NAMES = {int(origin): origin.name.lower() for origin in Origin}
 _ENDED = (Finish.STOP, Finish.LENGTH)
@@ -111,8 +114,8 @@ def check(tree: Tree) -> None:
     if np.isinf(tokens.entropy).any():
         raise StoreError("a tree to be stored has an infinite entropy; absent entropies are NaN")
     nodes = tree.nodes
-    if not np.isfinite(nodes.value_sum).all() or np.isinf(nodes.prior).any():
-        raise StoreError("a tree to be stored has a NaN or infinite value_sum or prior")
+    if not np.isfinite(nodes.value_sum).all() or np.isinf([nodes.prior, nodes.reward]).any():
+        raise StoreError("a tree to be stored has an infinite reward, value_sum or prior")
     for row, verdict in tree.verdicts.items():
         if verdict.reward is not None and verdict.reward != nodes.reward[row]:
             raise StoreError(
@@ -146,7 +149,7 @@ def _tree_row(tree: Tree) -> Row:
         "content_key": content_key(tree),
         "n_nodes": len(nodes),
         "n_leaves": int(fresh.sum()),
-        "n_right": int((nodes.reward[fresh] > 0).sum()),
+        "n_right": int((nodes.reward[fresh] >= RIGHT_AT).sum()),
         "n_generated": tree.n_generated,
         "n_cached": int(draws.length[draws.source > 0].sum()),
     }
@@ -169,6 +172,7 @@ def content_key(tree: Tree) -> bytes:
         *(np.asarray(column, "<i8").tobytes() for column in columns),
         token_bytes(tokens.token),
         np.asarray(tokens.logprob, "<f4").tobytes(),
+        np.asarray(tokens.entropy, "<f4").tobytes(),
         np.asarray(tree.nodes.draw, "<i4").tobytes(),
         np.asarray(tree.nodes.stop, "<i8").tobytes(),
     )

@@ -1,14 +1,17 @@
 """Keys and values of the rows that decode together, in buffers allocated ahead of need.
 
 All rows end at one column: a row of n cached tokens lies in columns [column - n, column), so that a step
-writes one column and a new row may join at any time. A row that ends leaves its place to the last row.
+writes one column and a new row may join at any time. The last rows take the places of rows that ended.
 Tokens, seeds and finishes of the rows are the sampler's business.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -27,9 +30,10 @@ class Window:
 
 
 class RowLayer(CacheLayerMixin):
-    """One layer: keys and values [row_capacity, heads, column_capacity, head size], zero where unused.
+    """One layer: keys and values [row_capacity, heads, column_capacity, head size].
 
-    Sliding windows are left to the mask: slots of a row are as far apart as its tokens.
+    Zero where never written: the mask takes rubbish out only where it is finite. Sliding windows are left
+    to the mask too: slots of a row are as far apart as its tokens.
     """
 
     is_sliding = False
@@ -41,30 +45,26 @@ class RowLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocates from the shape, type and device of the first states."""
-        self.keys, self.values = self._zeros(key_states), self._zeros(value_states)
-        self.is_initialized = True
-
-    def _zeros(self, like: Tensor) -> Tensor:
-        window = self.window
-        # Zeros: the mask takes rubbish out only where it is finite.
-        return like.new_zeros(
-            window.row_capacity, like.shape[1], window.column_capacity, like.shape[3]
+        rows, columns = self.window.row_capacity, self.window.column_capacity
+        self.keys = key_states.new_zeros(rows, key_states.shape[1], columns, key_states.shape[3])
+        self.values = value_states.new_zeros(
+            rows, value_states.shape[1], columns, value_states.shape[3]
         )
+        self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Writes q new columns behind the window; returns all up to there, [rows, heads, k + q, size]."""
+        """Writes q columns behind the window; returns all from its start, [rows, heads, k + q, size]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
         window = self.window
         stop = window.column + key_states.shape[2]
         self.keys[: window.rows, :, window.column : stop] = key_states
         self.values[: window.rows, :, window.column : stop] = value_states
-        return (
-            self.keys[: window.rows, :, window.low : stop],
-            self.values[: window.rows, :, window.low : stop],
-        )
+        seen = slice(window.low, stop)
+        return self.keys[: window.rows, :, seen], self.values[: window.rows, :, seen]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that `update` will return."""
@@ -78,69 +78,118 @@ class RowLayer(CacheLayerMixin):
         """No limit that a caller need know."""
         return -1
 
-    def resize(self, window: Window) -> None:
-        """Takes buffers of `window`'s capacity and shifts what is in use to end at its column."""
-        if not self.is_initialized:
-            return
-        old, width = self.window, min(self.window.column - self.window.low, window.column)
-        for name in ("keys", "values"):
-            buffer = getattr(self, name)
-            fresh = buffer.new_zeros(
-                window.row_capacity, buffer.shape[1], window.column_capacity, buffer.shape[3]
-            )
-            fresh[: old.rows, :, window.column - width : window.column] = buffer[
-                : old.rows, :, old.column - width : old.column
-            ]
-            setattr(self, name, fresh)
-
 
 class RowCache(Cache):
-    """The cache handed to the model, of `n_layers` attention layers.
+    """What is handed to the model as `past_key_values`.
 
-    mask: bool[row_capacity, column_capacity], True where a row has a token (or is about to write one).
+    start: int64[row_capacity], first column of each row.
     """
 
-    layers: list[RowLayer]
-
-    def __init__(self, n_layers: int, device: torch.device) -> None:
+    def __init__(self, n_layers: int) -> None:
         self.window = Window()
-        super().__init__(layers=[RowLayer(self.window) for _ in range(n_layers)])
-        self.mask = torch.zeros(0, 0, dtype=torch.bool, device=device)
+        self.rows_of_layers = [RowLayer(self.window) for _ in range(n_layers)]
+        super().__init__(layers=list(self.rows_of_layers))
+        self.start = np.zeros(0, dtype=np.int64)
 
-    def reserve(self, rows: int, columns: int) -> None:
-        """Makes room for `rows` rows in all and for `columns` columns behind the present one."""
+    @property
+    def rows(self) -> int:
+        """Rows in use."""
+        return self.window.rows
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Cached tokens of each row in use, int64[rows]; also the position of the next token."""
+        return self.window.column - self.start[: self.window.rows]
+
+    def advance(self) -> None:
+        """Counts the column that the model just wrote."""
+        self.window.column += 1
+
+    def append(self, lengths: NDArray[np.int64], columns: int) -> slice:
+        """Adds rows of `lengths` tokens, room for `columns` steps; returns them. See `fill`."""
+        window = self.window
+        longest = int(lengths.max())
+        if window.rows == 0:
+            window.low, window.column = 0, longest
+        rows = slice(window.rows, window.rows + len(lengths))
+        self.reserve(rows.stop, columns, longest)
+        self.start[rows] = window.column - lengths
+        window.rows = rows.stop
+        window.low = int(self.start[: window.rows].min())
+        return rows
+
+    def reserve(self, rows: int, columns: int, longest: int = 0) -> None:
+        """Makes room for `rows` rows, for `columns` steps, and for a row of `longest` tokens."""
         now = self.window
-        width = now.column - now.low
-        if rows <= now.row_capacity and now.column + columns <= now.column_capacity:
+        width = max(now.column - now.low, longest)
+        fits = now.column + columns <= now.column_capacity and longest <= now.column
+        if fits and rows <= now.row_capacity:
             return
+        # Half as much again: columns are used up as rows come and go, and then all must be shifted.
         wide = max(now.column_capacity, width + columns + width // 2)
         wide = -(-wide // _COLUMN_BLOCK) * _COLUMN_BLOCK
         self._resize(max(rows, now.row_capacity), wide, width)
 
-    def align(self, column: int) -> None:
-        """Puts the end of all rows at `column` or later, so that a row of that many tokens fits."""
-        if self.window.rows == 0:
-            self.window.low = self.window.column = column
-        elif column > self.window.column:
-            wide = max(self.window.column_capacity, column + _COLUMN_BLOCK)
-            self._resize(self.window.row_capacity, wide, column)
+    def _resize(self, row_capacity: int, column_capacity: int, column: int) -> None:
+        """New buffers; what is in use ends at `column`."""
+        window, shift = self.window, column - self.window.column
+        source = slice(window.low, window.column)
+        target = slice(window.low + shift, column)
+        for layer in self.rows_of_layers:
+            for name in ("keys", "values"):
+                old = getattr(layer, name)
+                if old is not None:
+                    new = old.new_zeros(row_capacity, old.shape[1], column_capacity, old.shape[3])
+                    new[: window.rows, :, target] = old[: window.rows, :, source]
+                    setattr(layer, name, new)
+        start = np.zeros(row_capacity, dtype=np.int64)
+        start[: window.rows] = self.start[: window.rows] + shift
+        self.start = start
+        window.low, window.column = target.start, column
+        window.row_capacity, window.column_capacity = row_capacity, column_capacity
 
-    def _resize(self, rows: int, columns: int, column: int) -> None:
-        old = self.window
-        shift = column - old.column
-        new = Window(old.rows, old.low + shift, column, rows, columns)
-        for layer in self.layers:
-            layer.resize(new)
-        mask = self.mask.new_zeros(rows, columns)
-        mask[: old.rows, new.low : column] = self.mask[: old.rows, old.low : old.column]
-        self.mask = mask
-        for name in ("low", "column", "row_capacity", "column_capacity"):
-            setattr(old, name, getattr(new, name))
+    def fill(self, rows: slice, source: "RowCache", indices: Tensor) -> None:
+        """Copies rows `indices` (int64[m]) of `source`, whose rows end at its column, into `rows`."""
+        width = source.window.column - source.window.low
+        if width == 0:
+            return
+        mine = slice(self.window.column - width, self.window.column)
+        theirs = slice(source.window.low, source.window.column)
+        for layer, other in zip(self.rows_of_layers, source.rows_of_layers, strict=True):
+            assert other.keys is not None and other.values is not None
+            if not layer.is_initialized:
+                layer.lazy_initialization(other.keys, other.values)
+            assert layer.keys is not None and layer.values is not None
+            layer.keys[rows, :, mine] = other.keys[:, :, theirs].index_select(0, indices)
+            layer.values[rows, :, mine] = other.values[:, :, theirs].index_select(0, indices)
 
-    def append(self, lengths: Tensor) -> None:
-        """Adds rows of `lengths` cached tokens each (int64[m]); their keys and values are written after."""
+    def keep(self, rows: int, holes: NDArray[np.int64], movers: NDArray[np.int64]) -> None:
+        """Leaves the first `rows` rows, after copying rows `movers` onto rows `holes`."""
         window = self.window
-        rows = slice(window.rows, window.rows + len(lengths))
-        columns = torch.arange(self.mask.shape[1], device=self.mask.device)
-        self.mask[rows] = (columns >= window.column - lengths[:, None]) & (columns < window.column)
-        window.rows = rows.stop
+        if len(holes):
+            device = self.rows_of_layers[0].keys.device if self.rows_of_layers[0].keys is not None else None
+            target = torch.from_numpy(holes).to(device)
+            source = torch.from_numpy(movers).to(device)
+            for layer in self.rows_of_layers:
+                for buffer in (layer.keys, layer.values):
+                    assert buffer is not None
+                    used = buffer[:, :, window.low : window.column]
+                    used.index_copy_(0, target, used.index_select(0, source))
+            self.start[holes] = self.start[movers]
+        window.rows = rows
+        if rows:
+            window.low = int(self.start[:rows].min())
+
+    def clear(self) -> None:
+        """Drops all rows; the buffers stay."""
+        self.window.rows = 0
+
+
+def moves(ended: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """How the rows that go on close ranks: (rows left, holes, rows that fill them)."""
+    left = len(ended) - int(ended.sum())
+    holes = np.flatnonzero(ended[:left])
+    movers = left + np.flatnonzero(~ended[left:])
+    return left, holes, movers
+
+

@@ -6,6 +6,7 @@ node. A draw without a node is dropped; starts, parents and offsets follow from 
 
 import numpy as np
 
+from treerl.search.sampler import Origin
 from treerl.search.tree import ROOT, Tree
 
 
@@ -31,6 +32,7 @@ def mend(tree: Tree) -> Tree:
             continue
         if nodes["draw"][before] == draw:
             parent, start = before, int(nodes["stop"][before])
+            nodes["origin"][row], nodes["chosen_by_token"][row] = Origin.EXTEND, False
         else:
             start = int(draws["start"][draw])
             parent = by_end[int(draws["parent"][draw]), int(draws["offset"][draw])]
@@ -38,6 +40,8 @@ def mend(tree: Tree) -> Tree:
         length = nodes["stop"][parent] - nodes["start"][parent]
         nodes["offset"][row] = nodes["offset"][parent] + length
         before = row
+    for row, verdict in tree.verdicts.items():
+        nodes["reward"][row] = np.nan if verdict.reward is None else verdict.reward
     tree.nodes.load(nodes)
     tree.draws.load(draws)
     tree.tokens.load(tokens)

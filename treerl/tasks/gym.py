@@ -80,6 +80,12 @@ def _entries(
             f"reasoning-gym task {name} makes other problems in every process, so that a run could not be "
             "resumed: set PYTHONHASHSEED=0 in the environment, or choose another task"
         )
+    owned = settings.keys() & {"seed", "size"}
+    if owned:
+        raise ConfigError(
+            f"task.settings may not hold {' or '.join(sorted(owned))}: the order of problems is named by "
+            "task.seed, and there are as many as the run needs"
+        )
     try:
         dataset = factory.create_dataset(name, **{**settings, "seed": seed, "size": size})
     except (AssertionError, TypeError, ValueError) as error:

@@ -22,8 +22,6 @@ from treerl.tasks import chain, gym
 from treerl.tasks.files import Loaded, load_file
 from treerl.tasks.hub import load_hub
 
-_GYM_SETTINGS_OWNED = ("seed", "size")
-
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
@@ -116,7 +114,7 @@ def _load_dataset(settings: DatasetTask) -> TaskData:
 
 
 def _load_gym(settings: GymTask) -> TaskData:
-    own = {k: v for k, v in settings.settings.items() if k not in _GYM_SETTINGS_OWNED}
+    own = settings.settings
     heldout = tuple(
         gym.draw(settings.name, settings.heldout, "heldout", settings=own, distinct=True)
     )

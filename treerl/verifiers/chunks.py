@@ -7,7 +7,7 @@ it are in `workers.py`.
 import pickle
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -54,32 +54,54 @@ class Chunk:
 
 
 class ChunkQueue:
-    """Chunks in order of arrival, except that what was handed back by a slow process goes first."""
+    """Chunks of several jobs, one of each in turn, so that no job waits behind the whole of another.
+
+    What was handed back by a slow process goes before everything else.
+    """
 
     def __init__(self) -> None:
-        self._waiting: deque[Chunk | None] = deque()
+        self._waiting: OrderedDict[int, deque[Chunk]] = OrderedDict()
+        self._ends = 0
         self._changed = threading.Condition()
 
-    def put(self, chunk: Chunk | None, *, first: bool = False) -> None:
-        """Adds a chunk, or None to end one of the threads that take."""
+    def put(self, chunk: Chunk, *, first: bool = False) -> None:
+        """Adds a chunk behind those of its own job, or before all others."""
+        key = id(chunk.job)
         with self._changed:
+            chunks = self._waiting.setdefault(key, deque())
             if first:
-                self._waiting.appendleft(chunk)
+                chunks.appendleft(chunk)
+                self._waiting.move_to_end(key, last=False)
             else:
-                self._waiting.append(chunk)
+                chunks.append(chunk)
             self._changed.notify()
 
-    def take(self) -> Chunk | None:
-        """Waits for the next chunk."""
+    def end(self, count: int) -> None:
+        """Lets `count` calls of `take` come back with None."""
         with self._changed:
-            while not self._waiting:
+            self._ends += count
+            self._changed.notify_all()
+
+    def take(self) -> Chunk | None:
+        """Waits for the next chunk; None is the end for the thread that gets it."""
+        with self._changed:
+            while not self._waiting and not self._ends:
                 self._changed.wait()
-            return self._waiting.popleft()
+            if self._ends:
+                self._ends -= 1
+                return None
+            key, chunks = next(iter(self._waiting.items()))
+            chunk = chunks.popleft()
+            if chunks:
+                self._waiting.move_to_end(key)
+            else:
+                del self._waiting[key]
+            return chunk
 
     def drain(self) -> list[Chunk]:
         """Takes out all that is waiting."""
         with self._changed:
-            chunks = [chunk for chunk in self._waiting if chunk is not None]
+            chunks = [chunk for waiting in self._waiting.values() for chunk in waiting]
             self._waiting.clear()
             return chunks
 

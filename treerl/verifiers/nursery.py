@@ -99,21 +99,23 @@ class Nursery:
             self._ask(b"P", FAMILIES.index(family))
             self._loaded |= {family}
         ours, theirs = socket.socketpair()
-        with tempfile.TemporaryFile() as file, theirs:
-            file.write(MARK.pack(-1, 0.0))
-            file.flush()
-            marks = mmap.mmap(file.fileno(), MARK.size)
-            pid = self._ask(b"S", 0, theirs.fileno(), file.fileno())
         connection = Connection(ours.detach())
-        if not connection.poll(_HELLO_SECONDS):
-            raise EOFError("no hello from a verifier worker")
-        shape, error = pickle.loads(connection.recv_bytes())
-        child = Child(pid, connection, marks, shape, self._loaded)
-        if error:
-            child.close()
-            self._ask(b"E", pid)
-            raise ConfigError(error)
-        return child
+        try:
+            with tempfile.TemporaryFile() as file, theirs:
+                file.write(MARK.pack(-1, 0.0))
+                file.flush()
+                marks = mmap.mmap(file.fileno(), MARK.size)
+                pid = self._ask(b"S", 0, theirs.fileno(), file.fileno())
+            if not connection.poll(_HELLO_SECONDS):
+                raise EOFError("no hello from a verifier worker")
+            shape, error = pickle.loads(connection.recv_bytes())
+            if error:
+                self._ask(b"E", pid)
+                raise ConfigError(error)
+        except BaseException:
+            connection.close()
+            raise
+        return Child(pid, connection, marks, shape, self._loaded)
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()

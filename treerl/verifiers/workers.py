@@ -30,7 +30,7 @@ from treerl.verifiers.verdict import Completion, Verdict
 log = logging.getLogger(__name__)
 
 _MAX_SET_ASIDE = 8
-_CHUNK = 64
+_CHUNK = 16
 
 
 class PoolSettings(Settings, Protocol):
@@ -70,7 +70,11 @@ class VerifierPool:
         self._whole_batches = False
         if self._rules.kind == "import":
             split_target(self._rules.target or "")
-            child = self._nursery.spawn(frozenset())
+            try:
+                child = self._nursery.spawn(frozenset())
+            except BaseException:
+                self._nursery.close()
+                raise
             self._whole_batches = child.shape == "batch"
             self._add_thread(child)
         elif self._rules.kind in {"math", "reasoning_gym"}:
@@ -115,8 +119,7 @@ class VerifierPool:
             self._closed = True
             threads = list(self._threads)
         self._nursery.close()
-        for _ in threads:
-            self._queue.put(None)
+        self._queue.end(len(threads))
         for thread in threads:
             thread.join()
         for chunk in self._queue.drain():
@@ -196,12 +199,11 @@ class VerifierPool:
             while (chunk := self._queue.take()) is not None:
                 try:
                     child = self._ready(child, chunk.needs)
-                except (TreerlError, OSError, EOFError) as error:
-                    child = None
-                    reason = f"no worker process: {type(error).__name__}: {error}"
+                    child, set_aside = self._run(child, chunk)
+                except Exception as error:  # noqa: BLE001  a thread that ends here leaves callers waiting
+                    child, set_aside = None, False
+                    reason = f"{type(error).__name__}: {error}"[:500]
                     settle_all(chunk, Verdict("error", detail={"reason": reason}))
-                    continue
-                child, set_aside = self._run(child, chunk)
                 if set_aside:
                     return
         finally:

@@ -1,0 +1,53 @@
+import pytest
+import sqlalchemy as sa
+
+from tests.support_replay import PROBLEM, assert_same_tree, branched_tree, provenance, star_tree
+from treerl.errors import StoreError
+from treerl.replay.store import Store
+from treerl.replay.writer import Writer
+
+
+def test_flush_means_stored_and_put_takes_a_snapshot(tmp_path):
+    tree, texts = branched_tree()
+    url = f"sqlite:///{tmp_path}/r.db"
+    with Store.open(url) as store:
+        run = store.start_run("a", {})
+        with Writer(store, run, capacity=2) as writer:
+            for step in range(5):
+                writer.put(tree, step=step, problem=PROBLEM, provenance=provenance(), texts=texts)
+            tree.tokens.logprob[5] = -9.0
+            writer.flush()
+            with Store.open(url) as reader:
+                assert reader.stored_steps(run) == dict.fromkeys(range(5), 1)
+                stored = reader.load_tree(5).tree
+        assert stored.tokens.logprob[5] != -9.0
+        tree.tokens.logprob[5] = stored.tokens.logprob[5]
+        assert_same_tree(stored, tree)
+
+
+def test_error_of_the_thread_comes_out_and_earlier_trees_stay(tmp_path):
+    tree, _ = star_tree()
+    with Store.open(f"sqlite:///{tmp_path}/r.db") as store:
+        run = store.start_run("a", {})
+        writer = Writer(store, run)
+        writer.put(tree, step=0, problem=PROBLEM, provenance=provenance())
+        writer.flush()
+        with store.write() as connection:
+            connection.execute(sa.text("DELETE FROM tree"))
+            connection.execute(sa.text("DELETE FROM run"))
+        writer.put(tree, step=1, problem=PROBLEM, provenance=provenance())
+        with pytest.raises(StoreError, match="breaks a rule of the schema"):
+            writer.flush()
+        with pytest.raises(StoreError, match="FOREIGN KEY"):
+            writer.put(tree, step=2, problem=PROBLEM, provenance=provenance())
+        with pytest.raises(StoreError):
+            writer.close()
+        assert store.trees() == []
+
+
+def test_put_after_close_is_refused(tmp_path):
+    with Store.open("sqlite://") as store:
+        writer = Writer(store, store.start_run("a", {}))
+        writer.close()
+        with pytest.raises(StoreError, match="closed"):
+            writer.put(star_tree()[0], step=0, problem=PROBLEM, provenance=provenance())
