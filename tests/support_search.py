@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from treerl.canon import generator
-from treerl.config import SearchSettings
+from treerl.config import (
+    CureSearch,
+    DeepSearchSearch,
+    EntropyTopK,
+    EntropyWindow,
+    FlatSearch,
+    SearchSettings,
+)
 from treerl.errors import SamplerError
 from treerl.problem import Problem
 from treerl.search.sampler import Continuation, Finish, Span
@@ -143,6 +150,26 @@ class FakeSampler:
             self.version,
             finish,
         )
+
+
+class ScriptedSampler(FakeSampler):
+    """`answer(continuation)` gives the tokens; they end at EOS or at the request's limit.
+
+    works: every continuation that was asked for, in order of their end.
+    """
+
+    def __init__(self, answer: Callable[[Continuation], Sequence[int]], **more: Any) -> None:
+        super().__init__(**more)
+        self.answer = answer
+        self.works: list[Continuation] = []
+
+    def _draw(self, work: Continuation) -> Span:
+        self.works.append(work)
+        tokens = list(self.answer(work))[: work.max_tokens]
+        if EOS in tokens:
+            return span(tokens[: tokens.index(EOS) + 1])
+        assert len(tokens) == work.max_tokens, "an answer without EOS must reach the limit"
+        return span(tokens, Finish.LENGTH if work.last else Finish.CUT)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -293,3 +320,28 @@ def check_invariants(tree: Tree) -> None:
     assert len(tree.tokens) == int(draws.length.sum())
     for leaf in tree.leaves().tolist():
         assert tree.children(leaf) == []
+
+
+GOLDEN: dict[str, SearchSettings] = {
+    "flat": FlatSearch(num_generations=4),
+    "cure": CureSearch(num_generations=8, num_branches=1, cut=EntropyTopK(top_k=3)),
+    "cure_window": CureSearch(
+        num_generations=9, num_branches=2, cut=EntropyWindow(width=3, quantile=0.6)
+    ),
+    "deepsearch": DeepSearchSearch(chunk_tokens=3, uncertainty_weight=0.1),
+    "deepsearch_faithful": DeepSearchSearch(
+        form="faithful", chunk_tokens=3, width=2, max_depth=6, num_generations=3
+    ),
+}
+"""Searches whose whole trees are kept in tests/golden."""
+
+
+def golden_record(name: str) -> dict[str, Any]:
+    """Two whole trees of one search as JSON values."""
+    trees = grow_trees(
+        GOLDEN[name], sampler=FakeSampler(eos_bias=-2.0), trees=2, max_completion_length=18
+    )
+    return {
+        "settings": GOLDEN[name].model_dump(mode="json"),
+        "trees": [{"meta": tree.meta, "nodes": canonical(tree)} for tree in trees],
+    }

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, span, star_tree
 from treerl.problem import Problem
@@ -168,3 +169,20 @@ def test_a_grafted_solution_keeps_its_source_and_is_not_handed_on(store):
     np.testing.assert_array_equal(back.tree.tokens.logprob[3:5], found.logprobs)
     assert (back.info.leaves, back.info.right, back.info.cached) == (1, 0, 2)
     assert [s.draw for s in find(store, "c")] == [found.draw]
+
+
+def test_no_hot_query_scans_a_table(store):
+    """The plan of the look-up by prompt uses indices alone, filled tables or not."""
+    for number in range(3):
+        put(store, store.start_run(f"a{number}", {}), ([4, 2], [5, number, 2]), (1.0, 1.0))
+    plans = []
+
+    def explain(connection, cursor, statement, parameters, context, executemany):
+        if statement.startswith("SELECT"):
+            plans.extend(cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
+
+    sa.event.listen(store.engine, "before_cursor_execute", explain)
+    assert len(find(store, "b", max_staleness=3)) == 4
+    steps = [detail for *_, detail in plans]
+    assert any("SEARCH draw" in step for step in steps)
+    assert [step for step in steps if step.startswith("SCAN")] == []

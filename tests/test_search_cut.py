@@ -110,6 +110,8 @@ def test_points_are_named_by_the_draw_that_owns_the_token():
     branch = tree.append(tree.request(node, 1), 0, span([5, 6, 4]))
     assert points_before(tree, branch, [1, 2, 3, 4]) == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert points_before(tree, first, [1, 2, 5]) == [(1, 1), (1, 2), (1, 5)]
-    for position, (draw, offset) in zip([1, 2, 3], points_before(tree, branch, [1, 2, 3]), strict=True):
+    for position, (draw, offset) in zip(
+        [1, 2, 3], points_before(tree, branch, [1, 2, 3]), strict=True
+    ):
         expected = tree.path_tokens(branch)[: 2 + position].tolist()
         assert tree.path_tokens(tree.node_at(draw, offset)).tolist() == expected

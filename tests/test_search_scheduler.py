@@ -1,4 +1,4 @@
-"""The scheduler: nobody waits for anybody else's verdicts, failures are data, interruptions leave whole trees."""
+"""The scheduler: nobody waits for another's verdicts, failures are data, interruptions leave whole trees."""
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +27,6 @@ from treerl.search.sampler import Finish, Origin
 from treerl.search.scheduler import Counts, Growth, grow
 from treerl.search.strategy import make_strategy
 from treerl.search.tree import ROOT, Tree
-from treerl.verifiers.verdict import Verdict
 
 CURE = CureSearch(cut=EntropyTopK(min_characters=1))
 
@@ -117,9 +116,7 @@ def test_a_failed_judgement_is_an_error_verdict_and_the_search_goes_on():
         (cancelled, "cancelled"),
     ):
         counts = Counts()
-        (tree,) = grow_trees(
-            FlatSearch(num_generations=3), trees=1, judge=judge, counts=counts
-        )
+        (tree,) = grow_trees(FlatSearch(num_generations=3), trees=1, judge=judge, counts=counts)
         assert tree.meta["exit"] == "done"
         assert np.isnan(tree.nodes.reward[tree.leaves()]).all()
         assert all(reason in v.detail["error"] for v in tree.verdicts.values())

@@ -1,6 +1,9 @@
 """The tree: a hypothesis state machine against a plain model, splits in any order, scans, export, mending."""
 
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,7 +99,10 @@ class TreeMachine(RuleBasedStateMachine):
         for row, (draw, offset) in self.ends.items():
             assert self.tree.point(row) == (draw, offset)
             path = self.paths[draw]
-            assert self.tree.path_tokens(row).tolist() == path[: len(path) - self.length(draw) + offset]
+            assert (
+                self.tree.path_tokens(row).tolist()
+                == path[: len(path) - self.length(draw) + offset]
+            )
 
     @invariant()
     def statistics_count_the_leaves_below(self):
@@ -282,3 +288,13 @@ def test_an_interrupt_at_any_line_leaves_a_tree_that_can_be_mended(kind):
         tree.append(tree.request(tree.node_at(1, 3), 1), 0, span([70, 71]))
         check_invariants(tree)
     assert line > 10
+
+
+def test_the_benchmark_runs_and_its_cost_per_node_does_not_grow():
+    script = Path(__file__).parent.parent / "scripts" / "bench_tree.py"
+    command = [sys.executable, str(script), "--json", "--repeat", "2", "--sizes", "500", "4000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout)
+    assert [row["nodes"] for row in result["rows"]] == [500, 4000]
+    assert result["last_over_first"] < 3  # quadratic cost would be 8
+    assert result["rows"][1]["us_per_node"] < 200

@@ -398,6 +398,19 @@ def replay_import(
             console().print(figures, highlight=False)
 
 
+@replay_app.command("check")
+def replay_check(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Re-hash every key and name the rows that do not match."""
+    with _guard():
+        from treerl.engine.cache import check
+
+        problems = check(url, console=None if as_json else console())
+        if as_json:
+            _emit({"problems": problems})
+        if problems:
+            raise typer.Exit(1)
+
+
 @replay_app.command("upgrade")
 def replay_upgrade(url: Annotated[str, typer.Argument()] = DEFAULT_URL) -> None:
     """Bring a cache made by an older treerl to this version's schema."""

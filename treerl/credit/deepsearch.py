@@ -62,8 +62,7 @@ def faithful(forest: Forest, rows: Rows, outcome: FloatArray, discount: Discount
 
 def _depth(forest: Forest, chunk_tokens: int | None) -> IntArray:
     if chunk_tokens is None:
-        below, _ = forest.ancestors(np.arange(len(forest)), itself=False)
-        return np.bincount(below, minlength=len(forest))
+        return forest.path_sum(np.ones(len(forest))) - 1
     end = forest.offset + forest.stop - forest.start
     tokens: IntArray = end - end[forest.root]
     return -(-tokens // chunk_tokens)

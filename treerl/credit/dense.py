@@ -77,7 +77,7 @@ def future_kl_of_nodes(forest: Forest, rows: Rows, delta: FloatArray, *, beta: f
     inside = _span_sums(forest, delta)
     below = _rows_below(forest, rows)
     expected = np.zeros(len(forest))
-    for u in np.argsort(forest.offset, kind="stable")[::-1].tolist():
+    for u in forest.order[::-1].tolist():
         p = forest.parent[u]
         if p >= 0 and below[u] > 0:
             expected[p] += below[u] / below[p] * (inside[u] + expected[u])
@@ -112,9 +112,7 @@ def implicit_return(
 
 def soft_values(forest: Forest, delta: FloatArray, *, beta: float) -> FloatArray:
     """beta * sum of delta along the path to each node's end, float64[N]: ImplicitPRM, arXiv 2412.01981."""
-    inside = _span_sums(forest, delta)
-    which, node = forest.ancestors(np.arange(len(forest)), itself=True)
-    return beta * np.bincount(which, inside[node], minlength=len(forest))
+    return beta * forest.path_sum(_span_sums(forest, delta))
 
 
 def _span_sums(forest: Forest, delta: FloatArray) -> FloatArray:

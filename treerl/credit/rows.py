@@ -73,6 +73,20 @@ class Forest:
             token_start=token_start,
         )
 
+    @property
+    def order(self) -> IntArray:
+        """Nodes, parents before children (int, N): spans are never empty, so depth in tokens orders them."""
+        return np.argsort(self.offset, kind="stable")
+
+    def path_sum(self, values: FloatArray) -> FloatArray:
+        """Sum of `values` (float, N) over the path to each node, itself included."""
+        total = np.asarray(values, dtype=np.float64).tolist()
+        parent = self.parent.tolist()
+        for u in self.order.tolist():
+            if parent[u] != NO_PARENT:
+                total[u] += total[parent[u]]
+        return np.array(total)
+
     def ancestors(self, items: IntArray, *, itself: bool) -> tuple[IntArray, IntArray]:
         """Pairs (index into `items`, node on its path), roots included, `items` themselves if `itself`."""
         which = np.arange(len(items))
@@ -140,8 +154,7 @@ def node_statistics(forest: Forest, outcome: FloatArray) -> NodeStatistics:
     high = np.where(judged, outcome, -np.inf).tolist()
     recursive = list(total)
     children = [0] * len(parent)
-    # A child's offset is larger than its parent's: spans are never empty.
-    for u in np.argsort(forest.offset, kind="stable")[::-1].tolist():
+    for u in forest.order[::-1].tolist():
         if n[u] == 0.0:
             continue
         if not leaf[u]:

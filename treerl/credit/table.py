@@ -136,11 +136,11 @@ def _anchors(
 
 def _groups(forest: Forest) -> IntArray:
     """The child of the root on the path of each node (int, N); a root for itself."""
-    which, node = forest.ancestors(np.arange(len(forest)), itself=True)
-    first = (forest.parent[node] >= 0) & (forest.parent[forest.parent[node]] < 0)
-    group = np.arange(len(forest))
-    group[which[first]] = node[first]
-    return group
+    group, parent, root = np.arange(len(forest)).tolist(), forest.parent, forest.root
+    for u in forest.order.tolist():
+        if parent[u] >= 0 and parent[u] != root[u]:
+            group[u] = group[parent[u]]
+    return np.array(group, dtype=np.int64)
 
 
 def _anchor_std(

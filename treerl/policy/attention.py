@@ -24,7 +24,7 @@ from treerl.policy.attention_runs import RowRuns, attend_runs, find_runs
 from treerl.policy.batch import PackedBatch
 
 NAME = "treerl"
-DENSE_LIMIT = 512
+DENSE_LIMIT = 192
 """`auto` takes dense masks for rows up to this many slots; measured crossover with runs."""
 
 Variant = Literal["dense", "runs", "flex"]

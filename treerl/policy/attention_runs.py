@@ -5,7 +5,7 @@ Work is the number of true query-key pairs; no mask over the row is made. Window
 not supported here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,6 +34,14 @@ class RowRuns:
     runs: tuple[Run, ...]
     atom_sizes: tuple[int, ...]
     padding: int
+    masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False)
+
+    def mask(self, queries: int, keys: int, like: Tensor) -> Tensor:
+        """Additive causal mask [queries, keys] whose last query sees all keys; made once, for all layers."""
+        if (queries, keys) not in self.masks:
+            mask = torch.full((queries, keys), float("-inf"), dtype=like.dtype, device=like.device)
+            self.masks[queries, keys] = mask.triu_(keys - queries + 1)
+        return self.masks[queries, keys]
 
 
 def find_runs(batch: PackedBatch) -> tuple[RowRuns, ...]:
@@ -89,7 +97,7 @@ def _attend_row(
         k = _join([keys[atom] for atom in run.atoms])
         v = _join([values[atom] for atom in run.atoms])
         causal = k.shape[2] == run.length
-        mask = None if causal else _lower_right(run.length, k.shape[2], q)
+        mask = None if causal else row.mask(run.length, k.shape[2], q)
         parts.append(
             scaled_dot_product_attention(
                 q, k, v, mask, is_causal=causal, scale=scaling, enable_gqa=grouped
@@ -102,9 +110,3 @@ def _attend_row(
 
 def _join(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-
-def _lower_right(queries: int, keys: int, like: Tensor) -> Tensor:
-    """Additive causal mask [queries, keys] whose last query sees all keys."""
-    mask = torch.full((queries, keys), float("-inf"), dtype=like.dtype, device=like.device)
-    return mask.triu_(keys - queries + 1)

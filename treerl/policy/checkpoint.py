@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging as transformers_logging
 
 from treerl.errors import StoreError
 from treerl.policy.model import Policy
@@ -119,7 +120,10 @@ def load_checkpoint(
     """
     try:
         trainer = json.loads((path / TRAINER).read_text())
-        loaded = type(policy.model).from_pretrained(path, dtype=policy.dtype, local_files_only=True)
+        with _no_progress_bars():
+            loaded = type(policy.model).from_pretrained(
+                path, dtype=policy.dtype, local_files_only=True
+            )
         policy.model.load_state_dict(loaded.state_dict())
         if optimizer is not None:
             optimizer.load_state_dict(load_file(path / OPTIMIZER))
@@ -149,10 +153,23 @@ def _store_errors(folder: Path, step: int) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers from drawing bars over the live display."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
 def _write_contents(
     work: Path, policy: Policy, optimizer: PolicyOptimizer, step: int, state: Mapping[str, Any]
 ) -> None:
-    policy.model.save_pretrained(work)
+    with _no_progress_bars():
+        policy.model.save_pretrained(work)
     policy.tokenizer.save_pretrained(work)
     save_file(
         {name: t.contiguous() for name, t in optimizer.state_dict().items()}, work / OPTIMIZER

@@ -50,10 +50,10 @@ class LossSums:
 
     positive, negative: masses P and M. clip_high: P where the ratio is above the band; clip_low, clip_dual: M
     where it is below the band, above the cap. out_of_band: tokens outside the band, whatever their sign.
-    entropy, kl (the estimator's, to the reference): NaN if not computed. approx_kl: k3 of KL(old || policy) over fresh
-    tokens. compared: fresh tokens that have the sampler's log-prob; over these, d = lp_old - lp_beh (logp_*),
-    k3 of KL(sampler || trainer), weights v = e^d before the cap (is_*). cached: tokens from the replay cache,
-    whose ratio is taken to their stored log-prob.
+    entropy, kl (the estimator's, to the reference): NaN if not computed. approx_kl: k3 of KL(old || policy)
+    over fresh tokens. compared: fresh tokens that have the sampler's log-prob; over these, d = lp_old - lp_beh
+    (logp_*), k3 of KL(sampler || trainer), weights v = e^d before the cap (is_*). cached: tokens from the
+    replay cache, whose ratio is taken to their stored log-prob.
     """
 
     loss: float = 0.0

@@ -91,10 +91,11 @@ def policy_loss(
 ) -> LossOutputs:
     """The loss of one micro-batch: (surrogate + kl_coef * KL - entropy_coef * H) / denominator.
 
-    lp, entropy: float[n] with gradient; entropy may be None if `entropy_coef` is 0. KL and entropy weigh a token by W, the sum over its rows, as the rows
-    themselves would. The KL carries the detached weight omega = policy / sampler of its token, capped at
-    `rollout_is_threshold`: 1 on-policy, and off-policy what keeps k2's gradient that of the reverse KL.
-    Entropy belongs to the distribution, not to the token drawn, and takes no weight.
+    lp, entropy: float[n] with gradient; entropy may be None if `entropy_coef` is 0. KL and entropy weigh a
+    token by W, the sum over its rows, as the rows themselves would. The KL carries the detached weight
+    omega = policy / sampler of its token, capped at `rollout_is_threshold`: 1 on-policy, and off-policy what
+    keeps k2's gradient that of the reverse KL. Entropy belongs to the distribution, not to the token drawn,
+    and takes no weight.
     """
     ratio = token_ratio(lp, columns.lp_old)
     surrogate = clipped_surrogate(

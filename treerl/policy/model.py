@@ -84,6 +84,15 @@ def load_policy(settings: "PolicySettings") -> Policy:
     )
 
 
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer alone of a `policy.model` setting, for those who only read."""
+    source, options = _locate(model)
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigError(f"the tokenizer of {model!r} cannot be loaded: {error}") from error
+
+
 def wrap_model(
     model: Any,
     tokenizer: Any = None,

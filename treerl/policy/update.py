@@ -248,15 +248,10 @@ def _cached_tokens(trees: list[Tree]) -> list[np.ndarray] | None:
 # Passes ----------------------------------------------------------------------------------------------------
 
 
-def _own_logprobs(
-    run: _Run, policy: Policy, micro: _MicroBatch, *, grad: bool
-) -> tuple[Tensor, Tensor]:
-    """lp and entropy of the owned tokens, float[n]."""
-    lp, entropy = token_logprobs(
-        policy, micro.packed, temperature=run.temperature, with_entropy=True, grad=grad
-    )
-    assert entropy is not None
-    return lp.reshape(-1)[micro.own], entropy.reshape(-1)[micro.own]
+def _own_logprobs(run: _Run, policy: Policy, micro: _MicroBatch) -> Tensor:
+    """Log-probs of the owned tokens, float[n], without gradient."""
+    lp, _ = token_logprobs(policy, micro.packed, temperature=run.temperature)
+    return lp.reshape(-1)[micro.own]
 
 
 def _set_old(micro: _MicroBatch, lp: Tensor) -> None:

@@ -33,9 +33,9 @@ class UpdateReport:
 
     skipped: mini-batches without any gradient (every mass 0), for which no step was taken. trees_trained:
     trees that carried a gradient. steps: gradient norm and learning rate of each step. first: diagnostics of
-    the first optimizer step alone, where ratios of fresh tokens are 1. sampled_entropy: mean entropy that the
-    sampler saw (temperature 1), `entropy` of the metrics where the loss computes none. seconds: by phase (pack, old,
-    reference, forward, backward, optimizer).
+    the first optimizer step alone, where ratios of fresh tokens are 1. sampled_entropy: mean entropy that
+    the sampler saw (temperature 1); it is `entropy` of the metrics where the loss computes none. seconds: by
+    phase (pack, old, reference, forward, backward, optimizer).
     """
 
     trees: int = 0

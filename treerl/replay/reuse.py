@@ -6,7 +6,7 @@ resumed run reads what the unbroken one read. Where the solutions go in a tree i
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from treerl.problem import Problem
 from treerl.replay import schema
 from treerl.replay.entry import chunks
 from treerl.replay.keys import VerifierRef, problem_key, prompt_key
-from treerl.replay.paths import Arrays, Shape, chain, draw_arrays, join, tree_shapes
+from treerl.replay.paths import Arrays, chain, draw_arrays, join, tree_shapes
 from treerl.replay.rows import RIGHT_AT
 from treerl.replay.store import Store
 from treerl.search.sampler import Finish, Span
@@ -110,8 +110,9 @@ def cached_solutions(
         return [[] for _ in asked]
     with store.read() as connection:
         candidates = _candidates(connection, set(keys), verifier, bound, label, right_at)
-        shapes = tree_shapes(connection, {row.tree_id for row in candidates})
-        chosen = _choose(candidates, shapes, bound, max_per_problem, seed)
+        young = _young(connection, candidates, bound)
+        chosen = _choose(young, max_per_problem, seed)
+        shapes = tree_shapes(connection, {row.tree_id for row in chosen})
         chains = {row.id: chain(shapes[row.tree_id], row.row) for row in chosen}
         arrays = draw_arrays(connection, {draw.id for path in chains.values() for draw in path})
     by_prompt: dict[bytes, list[CachedSolution]] = {}
@@ -165,18 +166,26 @@ def _candidates(
     return rows
 
 
-def _choose(
-    candidates: Sequence[Any],
-    shapes: Mapping[int, Mapping[int, Shape]],
-    bound: ReadBound,
-    limit: int,
-    seed: int,
-) -> list[Any]:
+def _young(connection: sa.Connection, candidates: Sequence[Any], bound: ReadBound) -> list[Any]:
+    """The candidates without the run's own that were drawn by weights too old."""
+    if bound.max_staleness is None:
+        return list(candidates)
+    own = {row.tree_id for row in candidates if row.run_id == bound.run_id}
+    shapes = tree_shapes(connection, own)
+    oldest = bound.policy_version - bound.max_staleness
+    return [
+        row
+        for row in candidates
+        if row.tree_id not in own
+        or min(draw.policy_version for draw in chain(shapes[row.tree_id], row.row)) >= oldest
+    ]
+
+
+def _choose(candidates: Sequence[Any], limit: int, seed: int) -> list[Any]:
     """The first draws of the shuffled distinct paths, at most `limit` a prompt."""
     distinct: dict[bytes, Any] = {}
     for row in candidates:
-        if row.path_key not in distinct and _young(row, shapes[row.tree_id], bound):
-            distinct[row.path_key] = row
+        distinct.setdefault(row.path_key, row)
     taken: dict[bytes, int] = {}
     chosen = []
     for row in sorted(distinct.values(), key=lambda row: digest("cached", seed, row.path_key)):
@@ -184,13 +193,6 @@ def _choose(
             taken[row.prompt_key] = taken.get(row.prompt_key, 0) + 1
             chosen.append(row)
     return chosen
-
-
-def _young(row: Any, shape: Mapping[int, Shape], bound: ReadBound) -> bool:
-    if bound.max_staleness is None or row.run_id != bound.run_id:
-        return True
-    oldest = min(draw.policy_version for draw in chain(shape, row.row))
-    return bound.policy_version - oldest <= bound.max_staleness
 
 
 def _assemble(row: Any, arrays: Arrays) -> CachedSolution:

@@ -7,14 +7,16 @@ most the tree it was writing. Finding solutions for a new tree is in treerl.repl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import RLock
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import sqlalchemy as sa
 from numpy.typing import NDArray
+from sqlalchemy.pool import StaticPool
 
 from treerl.canon import canonical_json
 from treerl.errors import StoreError
@@ -79,6 +81,9 @@ class Store:
         self.url = url
         # Ids of facts that are never deleted; filled after a commit.
         self._ids: dict[tuple[str, bytes], int] = {}
+        # A database in memory is one connection, which threads must take in turns.
+        shared = isinstance(engine.pool, StaticPool)
+        self._turn: AbstractContextManager[Any] = RLock() if shared else nullcontext()
 
     @classmethod
     def open(cls, url: str, *, create: bool = True) -> "Store":
@@ -106,13 +111,13 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One write transaction; database errors come out as StoreError."""
-        with database.errors(self.url), database.writing(self.engine) as connection:
+        with self._turn, database.errors(self.url), database.writing(self.engine) as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One read transaction; database errors come out as StoreError."""
-        with database.errors(self.url), database.reading(self.engine) as connection:
+        with self._turn, database.errors(self.url), database.reading(self.engine) as connection:
             yield connection
 
     # Runs -----------------------------------------------------------------------------------------------

@@ -217,6 +217,8 @@ def _parse(path: Path, number: int, line: str) -> Record:
             columns = (draw["versions"], _floats(draw["logprobs"]), _floats(draw["entropies"]))
             if any(len(column) != length for column in columns):
                 raise ValueError("a draw's columns have not the length of its tokens")
+            PolicyRef(**draw["policy"])
+            Finish[draw["finish"].upper()]
         for verdict in record["verdicts"]:
             VerifierRef(**verdict["verifier"])
         found = path_key(_prompt_key(record), np.asarray(record["tokens"], np.int32)).hex()

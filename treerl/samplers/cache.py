@@ -5,7 +5,6 @@ writes one column and a new row may join at any time. The last rows take the pla
 Tokens, seeds and finishes of the rows are the sampler's business.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from treerl.samplers.reuse import Kept, KeysValues
 
 _COLUMN_BLOCK = 64
 
@@ -125,23 +126,30 @@ class RowCache(Cache):
         fits = now.column + columns <= now.column_capacity and longest <= now.column
         if fits and rows <= now.row_capacity:
             return
-        # Half as much again: columns are used up as rows come and go, and then all must be shifted.
+        # More than asked for: columns are used up as rows come and go, and then all must be shifted.
+        high = now.row_capacity if rows <= now.row_capacity else max(rows, 2 * now.row_capacity)
         wide = max(now.column_capacity, width + columns + width // 2)
         wide = -(-wide // _COLUMN_BLOCK) * _COLUMN_BLOCK
-        self._resize(max(rows, now.row_capacity), wide, width)
+        self._shift(high, wide, width)
 
-    def _resize(self, row_capacity: int, column_capacity: int, column: int) -> None:
-        """New buffers; what is in use ends at `column`."""
-        window, shift = self.window, column - self.window.column
+    def _shift(self, row_capacity: int, column_capacity: int, column: int) -> None:
+        """What is in use comes to end at `column`, in larger buffers where more is asked for."""
+        window = self.window
+        shift = column - window.column
         source = slice(window.low, window.column)
         target = slice(window.low + shift, column)
+        same = (row_capacity, column_capacity) == (window.row_capacity, window.column_capacity)
         for layer in self.rows_of_layers:
             for name in ("keys", "values"):
                 old = getattr(layer, name)
                 if old is not None:
-                    new = old.new_zeros(row_capacity, old.shape[1], column_capacity, old.shape[3])
-                    new[: window.rows, :, target] = old[: window.rows, :, source]
-                    setattr(layer, name, new)
+                    used = old[: window.rows, :, source]
+                    if same:
+                        used = used.clone()  # the two parts may overlap
+                    else:
+                        shape = row_capacity, old.shape[1], column_capacity, old.shape[3]
+                        setattr(layer, name, old.new_zeros(shape))
+                    getattr(layer, name)[: window.rows, :, target] = used
         start = np.zeros(row_capacity, dtype=np.int64)
         start[: window.rows] = self.start[: window.rows] + shift
         self.start = start
@@ -162,6 +170,32 @@ class RowCache(Cache):
             assert layer.keys is not None and layer.values is not None
             layer.keys[rows, :, mine] = other.keys[:, :, theirs].index_select(0, indices)
             layer.values[rows, :, mine] = other.values[:, :, theirs].index_select(0, indices)
+
+    def put(self, rows: slice, kept: Kept, length: int) -> None:
+        """Copies the first `length` tokens of a kept row into each of `rows`."""
+        mine = slice(self.window.column - length, self.window.column)
+        for layer, (keys, values) in zip(self.rows_of_layers, kept.states, strict=True):
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys, values)
+            assert layer.keys is not None and layer.values is not None
+            first = keys.shape[2] - len(kept.tokens)
+            layer.keys[rows, :, mine] = keys[kept.row, :, first : first + length]
+            layer.values[rows, :, mine] = values[kept.row, :, first : first + length]
+
+    def take(self, rows: NDArray[np.int64]) -> KeysValues:
+        """Copies of the keys and values of `rows`, from the first column that any of them uses."""
+        used = slice(int(self.start[rows].min()), self.window.column)
+        states: KeysValues = []
+        for layer in self.rows_of_layers:
+            assert layer.keys is not None and layer.values is not None
+            index = torch.from_numpy(rows).to(layer.keys.device)
+            states.append(
+                (
+                    layer.keys[:, :, used].index_select(0, index),
+                    layer.values[:, :, used].index_select(0, index),
+                )
+            )
+        return states
 
     def keep(self, rows: int, holes: NDArray[np.int64], movers: NDArray[np.int64]) -> None:
         """Leaves the first `rows` rows, after copying rows `movers` onto rows `holes`."""

@@ -21,6 +21,7 @@ from treerl.errors import SamplerError
 from treerl.samplers.attention import additive, can_decode, decoding
 from treerl.samplers.cache import RowCache, moves
 from treerl.samplers.draw import draw, uniforms
+from treerl.samplers.reuse import Kept, Reuse
 from treerl.search.sampler import Continuation, Finish, Span
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -30,6 +31,10 @@ _RETURN_SHARE = 16
 """`step` returns once one in so many of its rows has ended."""
 _ASYNC_TOKENS = 8
 """Tokens drawn between looks at the results where that means waiting for a device."""
+
+
+_Group = list[tuple[int, Continuation]]
+"""Tickets and continuations of one prefix."""
 
 
 class TransformersSampler:
@@ -49,6 +54,7 @@ class TransformersSampler:
         pad_token_id: int,
         device: torch.device | str,
         version: int = 0,
+        reuse_bytes: int = 256 << 20,
     ) -> None:
         config = model.config.get_text_config()
         recurrent = set(getattr(config, "layer_types", None) or ()) - _ATTENTION
@@ -72,6 +78,7 @@ class TransformersSampler:
         self._tickets: set[int] = set()
         self._ready: list[tuple[int, Span]] = []
         self._cache = RowCache(self._n_layers)
+        self._reuse = Reuse(reuse_bytes)
         self._rows = _Rows(settings.max_batch)
         self._generated = self._prefilled = self._reused = 0
         self._seconds = 0.0
@@ -102,6 +109,7 @@ class TransformersSampler:
             else:
                 self._queue.appendleft((ticket, work))
         self._drop_rows()
+        self._reuse.clear()
         self._version = version
 
     def submit(self, ticket: int, work: Continuation) -> None:
@@ -158,13 +166,30 @@ class TransformersSampler:
         """Moves queued work into rows, distinct prefixes encoded once, shortest first."""
         room = self._settings.max_batch - self._rows.count
         work = [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
-        groups: dict[bytes, list[tuple[int, Continuation]]] = {}
+        groups: dict[bytes, _Group] = {}
         for ticket, item in work:
             groups.setdefault(item.prefix.tobytes(), []).append((ticket, item))
-        for batch in _batches(sorted(groups.values(), key=lambda group: len(group[0][1].prefix))):
+        fresh: list[_Group] = []
+        for group in groups.values():
+            prefix = group[0][1].prefix
+            kept = self._reuse.find(prefix[:-1]) if len(prefix) > 1 else None
+            if kept is None:
+                fresh.append(group)
+            else:
+                self._resume(group, kept)
+        for batch in _batches(sorted(fresh, key=lambda group: len(group[0][1].prefix))):
             self._encode(batch)
 
-    def _encode(self, groups: list[list[tuple[int, Continuation]]]) -> None:
+    def _resume(self, group: _Group, kept: Kept) -> None:
+        """Adds the rows of one group, all but the last token of whose prefix an ended row had."""
+        length, count = len(group[0][1].prefix) - 1, len(group)
+        rows = self._cache.append(np.full(count, length, dtype=np.int64), 1)
+        self._cache.put(rows, kept, length)
+        self._rows.append(group)
+        self._prefilled += count
+        self._reused += count * length
+
+    def _encode(self, groups: list[_Group]) -> None:
         """Adds the rows of some groups of equal prefix; all but the last token of each is encoded here."""
         prefixes = [group[0][1].prefix for group in groups]
         lengths = np.array([len(prefix) - 1 for prefix in prefixes], dtype=np.int64)
@@ -240,6 +265,7 @@ class TransformersSampler:
             )
         for row in np.flatnonzero(ended).tolist():
             self._finish(row)
+        self._store(np.flatnonzero(ended))
         self._close(ended)
 
     def _draw(self, count: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -280,6 +306,16 @@ class TransformersSampler:
         self._drop_rows()
         self._cache = RowCache(self._n_layers)
         raise SamplerError(message)
+
+    def _store(self, ended: NDArray[np.int64]) -> None:
+        """Keeps keys and values of rows that ended, for their branches."""
+        if self._reuse.capacity == 0 or len(ended) == 0:
+            return
+        works = [self._rows.works[row] for row in ended]
+        # The last token drawn was never run.
+        drawn = [self._rows.tokens[row, : self._rows.made[row] - 1] for row in ended]
+        tokens = [np.concatenate([w.prefix, d]) for w, d in zip(works, drawn, strict=True)]
+        self._reuse.keep(self._cache.take(ended), tokens, [len(w.prefix) - 1 for w in works])
 
     def _finish(self, row: int) -> None:
         """Hands out the span of a row that ended."""
@@ -377,11 +413,9 @@ def _attends_to_all(config: Any) -> bool:
 _NOTHING = Continuation(np.zeros(0, dtype=np.int32), 0, 0, False)
 
 
-def _batches(
-    groups: list[list[tuple[int, Continuation]]],
-) -> Iterator[list[list[tuple[int, Continuation]]]]:
+def _batches(groups: list[_Group]) -> Iterator[list[_Group]]:
     """Groups in order, as many at once as fit `_ENCODE_TOKENS` when padded to the longest (the last)."""
-    batch: list[list[tuple[int, Continuation]]] = []
+    batch: list[_Group] = []
     for group in groups:
         if batch and len(group[0][1].prefix) * (len(batch) + 1) > _ENCODE_TOKENS:
             yield batch

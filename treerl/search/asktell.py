@@ -1,4 +1,4 @@
-"""What a growth rule and its caller say to each other: `State`, `Result`, `Strategy`.
+"""What a growth rule and its caller say to each other: `State`, `Result`, `GrowthRule`.
 
 The caller asks, samples what was asked for, has every ended leaf judged, and tells. A strategy is settings
 without memory; all that it remembers of a tree is in the tree's `State`, which `start` rebuilds from the tree.
@@ -45,8 +45,11 @@ class Result:
 S = TypeVar("S", bound=State)
 
 
-class Strategy(Protocol[S]):
-    """A growth rule. Decisions depend on the tree and its seed alone, never on the order of arrival."""
+class GrowthRule(Protocol[S]):
+    """How trees grow, with a state `S`.
+
+    Decisions depend on the tree and its seed alone, never on the order of arrival.
+    """
 
     @property
     def settings(self) -> SearchSection:
@@ -68,7 +71,8 @@ class Strategy(Protocol[S]):
         """Takes in arrived rows (in any order and grouping), already attached and judged."""
 
 
-AnyStrategy = Strategy[Any]
+Strategy = GrowthRule[Any]
+"""A growth rule whose state is its own business: what schedulers and engines hold."""
 
 
 def affordable(budget_tokens_left: int | None, max_tokens: int, count: int) -> int:

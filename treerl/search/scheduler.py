@@ -18,7 +18,7 @@ import numpy as np
 
 from treerl.errors import SamplerError
 from treerl.problem import Problem
-from treerl.search.asktell import AnyStrategy, Result, State
+from treerl.search.asktell import Result, State, Strategy
 from treerl.search.mend import mend
 from treerl.search.sampler import Continuation, Finish, Origin, Request, Sampler, Span
 from treerl.search.tree import Tree
@@ -41,7 +41,7 @@ class Growth:
     """A tree to grow. prompt: text that verifiers may see."""
 
     tree: Tree
-    strategy: AnyStrategy
+    strategy: Strategy
     problem: Problem
     prompt: str = ""
 

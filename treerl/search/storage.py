@@ -27,6 +27,7 @@ def save_tree(tree: Tree, path: str | Path) -> None:
     """Writes `tree` to `path`, whole or not at all. `tree.meta` must be JSON."""
     target = Path(path)
     header = {
+        "format": FORMAT,
         "seed": tree.seed,
         "max_completion_length": tree.max_completion_length,
         "meta": tree.meta,
@@ -40,7 +41,8 @@ def save_tree(tree: Tree, path: str | Path) -> None:
         for part, columns in (("nodes", tree.nodes), ("draws", tree.draws), ("tokens", tree.tokens))
         for name, column in columns.arrays().items()
     }
-    data = save(arrays, metadata={"format": FORMAT, "tree": json.dumps(header)})
+    # One entry: safetensors writes several in no fixed order, and equal trees should be equal files.
+    data = save(arrays, metadata={"tree": json.dumps(header)})
     _write_whole(target, data)
 
 
@@ -52,14 +54,14 @@ def load_tree(path: str | Path) -> Tree:
         arrays = load(data)
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        header = json.loads(metadata.get("tree", "{}"))
     except (SafetensorError, ValueError) as error:
         raise DataError(f"{source}: not a whole tree file ({error}); write it again") from error
-    if metadata.get("format") != FORMAT:
+    if header.get("format") != FORMAT:
         raise DataError(
-            f"{source}: format {metadata.get('format')!r}, expected {FORMAT!r}; "
+            f"{source}: format {header.get('format')!r}, expected {FORMAT!r}; "
             "it was made by another program or version"
         )
-    header = json.loads(metadata["tree"])
     parts: dict[str, dict[str, NDArray[Any]]] = {"nodes": {}, "draws": {}, "tokens": {}}
     for key, column in arrays.items():
         part, name = key.split(".", 1)

@@ -4,19 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import assert_never
 
 from treerl.config import CureSearch, DeepSearchSearch, FlatSearch, SearchSettings
-from treerl.search.asktell import AnyStrategy, Exit, Result, State, Strategy
+from treerl.search.asktell import Exit, Result, State, Strategy
 from treerl.search.cure import Cure
 from treerl.search.cut import Cut, TokenLengths
 from treerl.search.deepsearch import DeepSearch
 from treerl.search.deepsearch_faithful import DeepSearchFaithful
 from treerl.search.flat import Flat
 
-__all__ = ["AnyStrategy", "Exit", "Result", "State", "Strategy", "make_strategy"]
+__all__ = ["Exit", "Result", "State", "Strategy", "make_strategy"]
 
 
 def make_strategy(
     settings: SearchSettings, decode: Callable[[Sequence[int]], list[str]]
-) -> AnyStrategy:
+) -> Strategy:
     """The strategy of a recipe's `[search]` section.
 
     decode: token ids to the text of each, "" for special tokens; asked once per token id.

@@ -116,7 +116,7 @@ class Run:
     def __init__(self, chunk: Chunk, child: Child, timeout: float) -> None:
         self.chunk = chunk
         self.alone = self.set_aside = False
-        self._child = child
+        self.child = child
         self._timeout = timeout
         self._received = 0
         self._current: int | None = None
@@ -125,9 +125,9 @@ class Run:
     def send(self) -> None:
         """Gives the chunk to the child. Raises OSError where it is gone."""
         job, indices = self.chunk.job, self.chunk.indices
-        MARK.pack_into(self._child.marks, 0, -1, 0.0)
+        MARK.pack_into(self.child.marks, 0, -1, 0.0)
         self._sent = time.monotonic()
-        self._child.connection.send_bytes(
+        self.child.connection.send_bytes(
             pickle.dumps(
                 (
                     [job.problems[index] for index in indices],
@@ -146,7 +146,7 @@ class Run:
 
     def receive(self) -> None:
         """Settles what the child has sent. Raises EOFError where it is gone."""
-        verdicts = pickle.loads(self._child.connection.recv_bytes())
+        verdicts = pickle.loads(self.child.connection.recv_bytes())
         for verdict in verdicts:
             if self._current is None or self._received == self._current:
                 self.chunk.job.settle(self.chunk.indices[self._received], verdict)
@@ -171,7 +171,7 @@ class Run:
         """From here on only the item under way counts; gives the others that have no verdict."""
         if self._current is not None or self._is_whole():
             return []
-        marked, _ = self._child.mark()
+        marked, _ = self.child.mark()
         current = min(max(marked, self._received), len(self.chunk.indices) - 1)
         self._current, self.alone = current, True
         rest = enumerate(self.chunk.indices)
@@ -185,10 +185,10 @@ class Run:
             self.chunk.job.settle(self.chunk.indices[self._current], verdict)
 
     def _is_whole(self) -> bool:
-        return self._child.shape == "batch"
+        return self.child.shape == "batch"
 
     def _elapsed(self) -> float:
-        marked, began = self._child.mark()
+        marked, began = self.child.mark()
         if marked < self._received:  # not begun: unpickling, or between two items
             began = max(self._sent, began)
         return time.monotonic() - began

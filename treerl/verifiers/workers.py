@@ -30,7 +30,8 @@ from treerl.verifiers.verdict import Completion, Verdict
 log = logging.getLogger(__name__)
 
 _MAX_SET_ASIDE = 8
-_CHUNK = 16
+_CHUNK = 8
+_SET_ASIDE_NICENESS = 5
 
 
 class PoolSettings(Settings, Protocol):
@@ -263,6 +264,7 @@ class VerifierPool:
     def _set_aside(self, run: Run) -> None:
         """Leaves the slow item to this thread, everything else to a new one (bounded in number)."""
         self._requeue(run.leave_alone(), run.chunk)
+        run.child.yield_to_others(_SET_ASIDE_NICENESS)
         with self._lock:
             run.set_aside = len(self._threads) < self._workers + _MAX_SET_ASIDE
             self._serving -= run.set_aside

@@ -1,0 +1,142 @@
+import io
+import json
+
+import numpy as np
+import pytest
+
+from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, star_tree
+from treerl.errors import DataError
+from treerl.problem import Problem
+from treerl.replay.reuse import Asked, ReadBound, cached_solutions
+from treerl.replay.store import Store
+from treerl.replay.transfer import Imported, export_solutions, import_solutions
+
+
+def exported(store):
+    stream = io.StringIO()
+    export_solutions(store, stream)
+    return stream.getvalue()
+
+
+def write(path, text):
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def fill(store, name="a", seed=1):
+    run = store.start_run(name, {})
+    tree, texts = branched_tree(seed)
+    store.put_tree(run, tree, step=0, problem=PROBLEM, provenance=provenance(), texts=texts)
+    star, texts = star_tree(
+        seed=seed, leaves=([4, seed, 2], [4, seed, 2], [7, 2]), rewards=(1, 1, 0)
+    )
+    other = Problem("é?", "1", "chain")
+    store.put_tree(
+        run, star, step=0, problem=other, provenance=provenance(digest=name), texts=texts
+    )
+
+
+def test_export_import_export_is_byte_equal(tmp_path):
+    with Store.open("sqlite://") as store:
+        fill(store)
+        text = exported(store)
+    path = write(tmp_path / "a.jsonl", text)
+    with Store.open("sqlite://") as store:
+        assert import_solutions(store, path) == Imported(solutions=6, draws=8, new_draws=8)
+        assert exported(store) == text
+
+
+def test_lines_are_sorted_and_self_contained(tmp_path):
+    with Store.open("sqlite://") as store:
+        fill(store)
+        lines = exported(store).splitlines()
+    records = [json.loads(line) for line in lines[1:]]
+    assert json.loads(lines[0])["hash_scheme"] == "blake2b-128/lp1"
+    assert [r["path_key"] for r in records] == sorted(r["path_key"] for r in records)
+    (twice,) = [r for r in records if r["tokens"] == [4, 1, 2]]
+    assert len(twice["draws"]) == 2
+    assert twice["problem"]["question"] == "é?"
+    assert twice["verdicts"][0]["verifier"]["name"] == "chain"
+
+
+def test_importing_twice_changes_nothing(tmp_path):
+    with Store.open("sqlite://") as store:
+        fill(store)
+        text = exported(store)
+        path = write(tmp_path / "a.jsonl", text)
+        assert import_solutions(store, path).new_draws == 0
+        assert exported(store) == text
+        assert len(store.runs()) == 1
+
+
+def test_files_of_two_caches_merge_in_either_order(tmp_path):
+    texts = []
+    for name, seed in (("a", 1), ("b", 5)):
+        with Store.open("sqlite://") as store:
+            fill(store, name, seed)
+            texts.append(exported(store))
+    merged = []
+    for order in (texts, texts[::-1]):
+        with Store.open("sqlite://") as store:
+            for number, text in enumerate(order):
+                import_solutions(store, write(tmp_path / f"{number}.jsonl", text))
+            merged.append(exported(store))
+    assert merged[0] == merged[1]
+    assert len(merged[0].splitlines()) > len(texts[0].splitlines())
+
+
+def test_imported_solutions_can_be_used(tmp_path):
+    asked = [Asked(PROBLEM, np.array([1, 9, 3], np.int32))]
+    options = {"tokenizer": "chars", "verifier": VERIFIER, "max_per_problem": 9}
+    found = []
+    with Store.open("sqlite://") as store:
+        fill(store)
+        found += cached_solutions(store, asked, bound=ReadBound("x", store.position()), **options)
+        path = write(tmp_path / "a.jsonl", exported(store))
+    with Store.open("sqlite://") as store:
+        import_solutions(store, path)
+        found += cached_solutions(store, asked, bound=ReadBound("x", store.position()), **options)
+    ours, theirs = found
+    assert len(ours) == len(theirs) == 1
+    np.testing.assert_array_equal(ours[0].tokens, theirs[0].tokens)
+    assert ours[0].verdict == theirs[0].verdict
+
+
+def test_foreign_hash_scheme_and_foreign_files_are_refused(tmp_path):
+    with Store.open("sqlite://") as store:
+        fill(store)
+        text = exported(store)
+        foreign = text.replace("blake2b-128/lp1", "sha256/x", 1)
+        with pytest.raises(DataError, match="hash scheme sha256/x"):
+            import_solutions(store, write(tmp_path / "a.jsonl", foreign))
+        with pytest.raises(DataError, match="not a file of `treerl replay export`"):
+            import_solutions(store, write(tmp_path / "b.jsonl", '{"question": 1}\n'))
+        with pytest.raises(DataError, match="not a file of"):
+            import_solutions(store, write(tmp_path / "c.jsonl", ""))
+        with pytest.raises(DataError, match="format 99"):
+            import_solutions(
+                store, write(tmp_path / "d.jsonl", text.replace('"format":1', '"format":99'))
+            )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"tokens":[7,2]', '"tokens":[7,3]', "the line is damaged"),
+        ('"tokens":[7,2]', '"tokens":[7]', "length of its tokens"),
+        ('"draws":', '"drawn":', "not a solution"),
+        ('"finish":"stop"', '"finish":"never"', "not a solution"),
+    ],
+)
+def test_damaged_line_is_named(tmp_path, old, new, message):
+    with Store.open("sqlite://") as store:
+        fill(store)
+        header, *lines = exported(store).splitlines(keepends=True)
+    line = next(line for line in lines if '"tokens":[7,2]' in line)
+    assert old in line
+    path = write(tmp_path / "a.jsonl", header + lines[0] + line.replace(old, new))
+    with (
+        Store.open("sqlite://") as store,
+        pytest.raises(DataError, match=rf"a.jsonl:3: .*{message}"),
+    ):
+        import_solutions(store, path)

@@ -1,0 +1,285 @@
+"""Counts over a replay cache: totals, what each run drew from others, problems; and a check of all keys."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from treerl.errors import StoreError
+from treerl.problem import Problem
+from treerl.replay import rows, schema
+from treerl.replay.keys import PolicyRef, Provenance, VerifierRef
+from treerl.replay.rows import RIGHT_AT
+from treerl.replay.store import Store
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What a run took from another: cached draws in its trees, distinct solutions, their tokens."""
+
+    run: str
+    draws: int
+    solutions: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """Whole trees of one run. `leaves`, `right`, `generated`: fresh ones; `cached`: tokens from the cache."""
+
+    id: str
+    name: str
+    steps: int
+    trees: int
+    leaves: int
+    right: int
+    generated: int
+    cached: int
+    drawn_from: tuple[Drawn, ...]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Totals. `right`: solutions that some verifier pays at least RIGHT_AT; `tokens`: stored once each."""
+
+    problems: int
+    prompts: int
+    solutions: int
+    right: int
+    trees: int
+    draws: int
+    nodes: int
+    tokens: int
+    verdicts: dict[str, int]
+    bytes: int
+    runs: tuple[RunStats, ...]
+
+
+@dataclass(frozen=True)
+class ProblemStats:
+    """One problem: whole trees, fresh leaves, right ones, distinct solutions."""
+
+    problem: Problem
+    trees: int
+    leaves: int
+    right: int
+    solutions: int
+
+
+def stats(store: Store) -> Stats:
+    """Totals of the cache and of its runs, oldest run first."""
+    verdict = schema.verdict
+    right = sa.select(sa.func.count(verdict.c.solution_id.distinct()))
+    outcomes = sa.select(verdict.c.outcome, sa.func.count()).group_by(verdict.c.outcome)
+    tokens = sa.select(sa.func.coalesce(sa.func.sum(schema.node.c.n_tokens), 0))
+    with store.read() as connection:
+        counted = {
+            table.name: int(
+                connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+            )
+            for table in (
+                schema.problem,
+                schema.prompt,
+                schema.solution,
+                schema.tree,
+                schema.draw,
+                schema.node,
+            )
+        }
+        return Stats(
+            problems=counted["problem"],
+            prompts=counted["prompt"],
+            solutions=counted["solution"],
+            right=connection.execute(right.where(verdict.c.reward >= RIGHT_AT)).scalar_one(),
+            trees=counted["tree"],
+            draws=counted["draw"],
+            nodes=counted["node"],
+            tokens=connection.execute(tokens).scalar_one(),
+            verdicts={
+                str(outcome): int(count)
+                for outcome, count in connection.execute(outcomes.order_by(verdict.c.outcome))
+            },
+            bytes=_size(connection),
+            runs=_runs(connection),
+        )
+
+
+def _size(connection: sa.Connection) -> int:
+    if connection.dialect.name == "postgresql":
+        query = "SELECT pg_database_size(current_database())"
+        return int(connection.exec_driver_sql(query).scalar_one())
+    pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+    return int(pages) * int(connection.exec_driver_sql("PRAGMA page_size").scalar_one())
+
+
+def _runs(connection: sa.Connection) -> tuple[RunStats, ...]:
+    run, tree = schema.run, schema.tree
+    sums = [
+        sa.func.coalesce(sa.func.sum(tree.c[f"n_{name}"]), 0).label(name)
+        for name in ("leaves", "right", "generated", "cached")
+    ]
+    query = (
+        sa.select(
+            run.c.id,
+            run.c.name,
+            sa.func.count(tree.c.step.distinct()).label("steps"),
+            sa.func.count(tree.c.id).label("trees"),
+            *sums,
+        )
+        .outerjoin(tree, (tree.c.run_id == run.c.id) & (tree.c.state == "done"))
+        .group_by(run.c.id, run.c.name)
+        .order_by(run.c.created_us, run.c.id)
+    )
+    drawn = _drawn(connection)
+    return tuple(
+        RunStats(
+            *(row.id, row.name, row.steps, row.trees),
+            *(int(row.leaves), int(row.right), int(row.generated), int(row.cached)),
+            tuple(drawn.get(row.id, ())),
+        )
+        for row in connection.execute(query)
+    )
+
+
+def _drawn(connection: sa.Connection) -> dict[str, list[Drawn]]:
+    """By run, what it took from which run (of runs since deleted nothing is known)."""
+    copy, origin = schema.draw.alias("copy"), schema.draw.alias("origin")
+    here, there = schema.tree.alias("here"), schema.tree.alias("there")
+    query = (
+        sa.select(
+            here.c.run_id,
+            schema.run.c.name,
+            sa.func.count().label("draws"),
+            sa.func.count(origin.c.solution_id.distinct()).label("solutions"),
+            sa.func.sum(sa.func.length(copy.c.logprobs) / 4).label("tokens"),
+        )
+        .select_from(copy)
+        .join(origin, origin.c.id == copy.c.source)
+        .join(here, here.c.id == copy.c.tree_id)
+        .join(there, there.c.id == origin.c.tree_id)
+        .join(schema.run, schema.run.c.id == there.c.run_id)
+        .where(copy.c.source > 0)
+        .group_by(here.c.run_id, schema.run.c.name)
+        .order_by(here.c.run_id, schema.run.c.name)
+    )
+    drawn: dict[str, list[Drawn]] = {}
+    for row in connection.execute(query):
+        item = Drawn(row.name, int(row.draws), int(row.solutions), int(row.tokens))
+        drawn.setdefault(row.run_id, []).append(item)
+    return drawn
+
+
+def problems(store: Store, *, limit: int | None = None) -> list[ProblemStats]:
+    """Problems with a whole tree, the most searched first."""
+    problem, prompt, solution, tree = schema.problem, schema.prompt, schema.solution, schema.tree
+    found = (
+        sa.select(prompt.c.problem_id, sa.func.count().label("solutions"))
+        .join(solution, solution.c.prompt_id == prompt.c.id)
+        .group_by(prompt.c.problem_id)
+        .subquery()
+    )
+    trees = sa.func.count(tree.c.id)
+    query = (
+        sa.select(
+            *(problem.c[name] for name in ("question", "truth", "kind", "columns")),
+            trees.label("trees"),
+            sa.func.sum(tree.c.n_leaves).label("leaves"),
+            sa.func.sum(tree.c.n_right).label("right"),
+            sa.func.coalesce(sa.func.max(found.c.solutions), 0).label("solutions"),
+        )
+        .join(tree, (tree.c.problem_id == problem.c.id) & (tree.c.state == "done"))
+        .outerjoin(found, found.c.problem_id == problem.c.id)
+        .group_by(problem.c.id)
+        .order_by(trees.desc(), problem.c.key)
+        .limit(limit)
+    )
+    with store.read() as connection:
+        return [
+            ProblemStats(
+                Problem(row.question, row.truth, row.kind, json.loads(row.columns)),
+                *(int(row.trees), int(row.leaves), int(row.right), int(row.solutions)),
+            )
+            for row in connection.execute(query)
+        ]
+
+
+# Check ---------------------------------------------------------------------------------------------------
+
+
+def check(store: Store) -> Iterator[str]:
+    """Re-hashes every whole tree from what comes back out; yields what does not match, in words.
+
+    Covers problems, prompts, nodes, solutions, draws and their arrays, and the shape of trees; not the
+    statistics, verdicts and texts, which no key names.
+    """
+    tree, prompt, problem = schema.tree, schema.prompt, schema.problem
+    heads = (
+        sa.select(
+            *(tree.c[name] for name in ("id", "content_key")),
+            *(prompt.c[name].label(f"prompt_{name}") for name in ("key", "tokenizer")),
+            problem.c.key.label("problem_key"),
+        )
+        .join(prompt, prompt.c.id == tree.c.prompt_id)
+        .join(problem, problem.c.id == tree.c.problem_id)
+        .order_by(tree.c.id)
+    )
+    if (damage := _integrity(store)) is not None:
+        yield damage
+    with store.read() as connection:
+        known = connection.execute(heads).all()
+    for head in known:
+        yield from _check_tree(store, head)
+
+
+def _integrity(store: Store) -> str | None:
+    with store.read() as connection:
+        if connection.dialect.name != "sqlite":
+            return None
+        found = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
+    return None if found == "ok" else f"the database file: {found}"
+
+
+def _check_tree(store: Store, head: Any) -> Iterator[str]:
+    where = f"tree {head.id}"
+    try:
+        stored = store.load_tree(head.id)
+        again = rows.encode(
+            stored.tree,
+            step=0,
+            number=0,
+            problem=stored.problem,
+            provenance=_provenance(head.prompt_tokenizer),
+            texts={},
+        )
+    except (ValueError, KeyError, IndexError, StoreError) as error:
+        yield f"{where}: cannot be read: {error}"
+        return
+    if again.problem["key"] != head.problem_key:
+        yield f"{where}: question, truth or kind of its problem differ from the problem's key"
+    if again.prompt["key"] != head.prompt_key:
+        yield f"{where}: tokens of its prompt differ from the prompt's key"
+    if again.tree["content_key"] != head.content_key:
+        yield f"{where}: draws, tokens, log-probs or entropies differ from the tree's key"
+    draw, node, solution = schema.draw, schema.node, schema.solution
+    query = (
+        sa.select(
+            draw.c.row, node.c.path_key, node.c.start, solution.c.path_key.label("solution_key")
+        )
+        .join(node, node.c.id == draw.c.node_id)
+        .outerjoin(solution, solution.c.id == draw.c.solution_id)
+        .where(draw.c.tree_id == head.id)
+        .order_by(draw.c.row)
+    )
+    with store.read() as connection:
+        found = connection.execute(query).all()
+    for row, expected in zip(found, again.nodes, strict=True):
+        if (row.path_key, row.start) != (expected["path_key"], expected["start"]):
+            yield f"{where}: tokens of draw {row.row} differ from its node's key"
+        if row.solution_key not in (None, expected["path_key"]):
+            yield f"{where}: draw {row.row} ends another path than its solution's key names"
+
+
+def _provenance(tokenizer: str) -> Provenance:
+    return Provenance(tokenizer, PolicyRef("", ""), {}, VerifierRef("", ""))
