@@ -17,7 +17,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 def reward(completions, truth, **columns):
     """1 iff the text behind the last equality sign is the value, digit for digit."""
-    return [float(text.rpartition("=")[2] == value) for text, value in zip(completions, truth, strict=True)]
+    return [
+        float(text.rpartition("=")[2] == value)
+        for text, value in zip(completions, truth, strict=True)
+    ]
 
 
 class Clock(TrainerCallback):
@@ -53,7 +56,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--problems", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--every", type=float, default=30.0, help="CPU seconds between saved models")
+    parser.add_argument(
+        "--every", type=float, default=30.0, help="CPU seconds between saved models"
+    )
     parser.add_argument("--limit", type=float, default=300.0, help="CPU seconds of training")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -48,6 +48,7 @@ class FakeSampler:
         table_seed: int = 0,
         temperature: float = 1.0,
         top_p: float = 1.0,
+        top_k: int = 0,
         eos_bias: float = 0.0,
         context: int = 4096,
         order_seed: int | None = None,
@@ -56,7 +57,8 @@ class FakeSampler:
         self._table = 2.0 * rng.standard_normal((VOCABULARY, VOCABULARY, VOCABULARY))
         self._table[:, :, 0] = -np.inf
         self._table[:, :, EOS] += eos_bias
-        self.temperature, self.top_p, self.context = temperature, top_p, context
+        self.temperature, self.top_p, self.top_k = temperature, top_p, top_k
+        self.context = context
         self.version = 0
         self._order = None if order_seed is None else generator("fake order", order_seed)
         self._queue: dict[int, Continuation] = {}
@@ -110,11 +112,14 @@ class FakeSampler:
             self._queue.pop(ticket, None)
 
     def distribution(self, logits: np.ndarray) -> np.ndarray:
-        """Probabilities that are sampled from: temperature, then top-p."""
+        """Probabilities that are sampled from: temperature, then top-k, then top-p."""
         if self.temperature == 0:
             return np.eye(VOCABULARY)[int(logits.argmax())]
         p = softmax(logits / self.temperature)
         order = np.argsort(-p, kind="stable")
+        if self.top_k:
+            p[order[self.top_k :]] = 0.0
+            p /= p.sum()
         before = np.cumsum(p[order]) - p[order]
         p[order[before >= self.top_p]] = 0.0
         return p / p.sum()

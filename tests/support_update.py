@@ -68,6 +68,8 @@ def masses(trees: list[Tree], advantages: Advantages, mode: str) -> list[TokenCr
             np.add.at(weight, path, w * trained)
             n_tokens += trained.sum()
         denominator = float(n_tokens if mode == "token-mean" else len(leaves))
+        if mode == "seq-mean-token-sum-norm":
+            denominator *= tree.max_completion_length
         credits.append(TokenCredit(positive, negative, weight, denominator, len(leaves)))
     return credits
 

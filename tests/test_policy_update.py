@@ -220,6 +220,16 @@ def test_first_step_has_ratio_one_and_clips_nothing():
     assert metrics["train/approx_kl"] == 0
 
 
+def test_first_step_has_ratio_one_in_bfloat16_and_moves_the_weights():
+    policy = tiny_llama(torch.bfloat16)
+    trees = [random_tree(seed) for seed in range(3)]
+    before = weights(policy)
+    settings = UpdateSettings(lr=1e-2, mini_batches=3, max_tokens_per_microbatch=64)
+    report = update(policy, trees, [random_credit(tree, 1) for tree in trees], settings=settings)
+    assert report.first.ratio_max == 1 == -report.first.ratio_min_negated
+    assert not same(before, weights(policy))
+
+
 def test_first_mini_batch_has_ratio_one_and_later_ones_move():
     policy = tiny_llama()
     trees = [random_tree(seed) for seed in range(4)]

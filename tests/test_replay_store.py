@@ -3,9 +3,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.support_replay import PROBLEM, assert_same_tree, branched_tree, provenance, star_tree
+from tests.support_replay import (
+    PROBLEM,
+    assert_same_tree,
+    branched_tree,
+    provenance,
+    span,
+    star_tree,
+)
 from treerl.errors import StoreError
 from treerl.problem import Problem
+from treerl.replay.stats import check
 from treerl.replay.store import Store, new_run_id
 from treerl.search.sampler import Finish
 from treerl.search.tree import ROOT, Tree
@@ -129,6 +137,7 @@ def test_resumed_run_finds_its_trees(store):
     assert store.stored_steps(run) == {3: 3}
     assert [info.id for info in store.trees(run_id=run, step=3)] == ids
     assert [info.id for info in store.trees(limit=1)] == ids[-1:]
+    assert [info.id for info in store.trees(problem=other)] == ids[2:]
     assert store.trees(step=4) == []
 
 
@@ -258,9 +267,67 @@ def test_missing_tree_and_unknown_run(store):
         store.put_tree("nobody", star_tree()[0], step=0, problem=PROBLEM, provenance=provenance())
 
 
-def test_truncated_leaf_is_a_solution_and_a_cut_one_is_not(store):
-    from tests.support_replay import span
+def write_until_interrupted(store):
+    with store.write() as connection:
+        connection.exec_driver_sql("INSERT INTO sampler (key, params) VALUES (zeroblob(16), '{}')")
+        raise KeyboardInterrupt
 
+
+def test_interrupted_transaction_leaves_nothing(store):
+    with pytest.raises(KeyboardInterrupt):
+        write_until_interrupted(store)
+    assert count(store, "sampler") == 0
+
+
+def random_tree(seed):
+    """Appends, splits and grafts at random places, statistics of any value."""
+    rng = np.random.default_rng(seed)
+    tree = Tree(rng.integers(0, 5, 3), seed=seed, max_completion_length=20)
+    for _ in range(int(rng.integers(1, 15))):
+        open_ends = [
+            row
+            for row in range(len(tree))
+            if tree.nodes.finish[row] in (Finish.OPEN, Finish.CUT)
+            and tree.completion_length(row) < 20
+        ]
+        node = int(rng.choice(open_ends))
+        length = int(rng.integers(1, 21 - tree.completion_length(node)))
+        ended = Finish(int(rng.choice([Finish.STOP, Finish.CUT])))
+        drawn = span(rng.integers(0, 3, length), ended, version=int(rng.integers(0, 3)), seed=seed)
+        if rng.random() < 0.2:
+            row = tree.graft(node, drawn, source=int(rng.integers(1, 99)))
+        else:
+            row = tree.append(tree.request(node, 1), 0, drawn)
+        if length > 1 and rng.random() < 0.5:
+            tree.split(row, int(rng.integers(1, length)))
+        if ended is Finish.STOP and rng.random() < 0.7:
+            tree.judge(row, Verdict("scored", float(rng.normal())))
+    tree.nodes.value_sum[:] = rng.normal(size=len(tree))
+    tree.nodes.visits[:] = rng.integers(0, 9, len(tree))
+    tree.nodes.prior[rng.random(len(tree)) < 0.5] = rng.random()
+    tree.nodes.selected[:] = rng.random(len(tree)) < 0.5
+    return tree
+
+
+def test_random_trees_come_back_exactly_and_pass_the_check(store):
+    run = store.start_run("a", {})
+    for seed in range(40):
+        tree = random_tree(seed)
+        tree_id = store.put_tree(run, tree, step=seed, problem=PROBLEM, provenance=provenance())
+        assert_same_tree(store.load_tree(tree_id).tree, tree)
+    assert list(check(store)) == []
+
+
+def test_tree_with_tokens_of_no_draw_is_refused(store):
+    tree, _ = star_tree()
+    tree.tokens.extend(2, token=7, logprob=-1.0)
+    with pytest.raises(StoreError, match="draws' tokens one after the other"):
+        store.put_tree(
+            store.start_run("a", {}), tree, step=0, problem=PROBLEM, provenance=provenance()
+        )
+
+
+def test_truncated_leaf_is_a_solution_and_a_cut_one_is_not(store):
     tree = Tree([1], seed=0, max_completion_length=3)
     request = tree.request(ROOT, 2)
     tree.append(request, 0, span([4, 5, 6], Finish.LENGTH))

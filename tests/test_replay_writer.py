@@ -51,3 +51,15 @@ def test_put_after_close_is_refused(tmp_path):
         writer.close()
         with pytest.raises(StoreError, match="closed"):
             writer.put(star_tree()[0], step=0, problem=PROBLEM, provenance=provenance())
+
+
+def test_database_in_memory_is_written_and_read_by_two_threads():
+    tree, _ = star_tree()
+    with Store.open("sqlite://") as store:
+        run = store.start_run("a", {})
+        with Writer(store, run) as writer:
+            for step in range(30):
+                writer.put(tree, step=step, problem=PROBLEM, provenance=provenance())
+                assert len(store.trees()) <= step + 1
+            writer.flush()
+            assert len(store.trees()) == 30

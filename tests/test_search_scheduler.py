@@ -20,7 +20,7 @@ from tests.support_search import (
     last_letter_verdict,
     span,
 )
-from treerl.config import CureSearch, EntropyTopK, FlatSearch
+from treerl.config import CureSearch, DeepSearchSearch, EntropyTopK, FlatSearch, RandomCut
 from treerl.errors import SamplerError
 from treerl.problem import Problem
 from treerl.search.sampler import Finish, Origin
@@ -78,6 +78,31 @@ def test_a_slow_problem_delays_nobody_and_the_sampler_works_on_meanwhile():
     assert next(finished) is growths[0]
     assert growths[0].tree.meta["exit"] in ("done", "exhausted", "decided")
     pool.shutdown()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        CURE,
+        CureSearch(cut=RandomCut(), only_undecided=False),
+        DeepSearchSearch(chunk_tokens=2, num_generations=12),
+        DeepSearchSearch(form="faithful", chunk_tokens=3, width=2, num_generations=3),
+    ],
+)
+def test_the_order_of_verdicts_does_not_matter(settings):
+    rng = np.random.default_rng(0)
+    with ThreadPoolExecutor(8) as pool:
+
+        def judge(problems, completions):
+            def work(seconds):
+                time.sleep(seconds)
+                return [last_letter_verdict(completion) for completion in completions]
+
+            return pool.submit(work, rng.random() * 0.004)
+
+        late = grow_trees(settings, sampler=FakeSampler(eos_bias=-2), trees=4, judge=judge)
+    prompt = grow_trees(settings, sampler=FakeSampler(eos_bias=-2), trees=4)
+    assert [canonical(tree) for tree in late] == [canonical(tree) for tree in prompt]
 
 
 def test_trees_come_out_as_they_finish():

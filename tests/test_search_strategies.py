@@ -10,6 +10,7 @@ from tests.support_search import (
     PROBLEM,
     PROMPT,
     FakeSampler,
+    ScriptedSampler,
     canonical,
     check_invariants,
     decode_text,
@@ -344,6 +345,14 @@ def test_short_answers_leave_no_frontier_and_that_is_an_end():
     (tree,) = grow_trees(DeepSearchSearch(chunk_tokens=100), trees=1)
     assert tree.meta["exit"] == "exhausted"
     assert len(tree.leaves()) == 4
+
+
+def test_the_stop_token_alone_is_not_drawn_again():
+    sampler = ScriptedSampler(lambda work: [7, 8, 9, EOS])
+    (tree,) = grow_trees(DeepSearchSearch(chunk_tokens=3), sampler=sampler, trees=1)
+    assert tree.meta["exit"] == "exhausted"
+    (tree,) = grow_trees(DeepSearchSearch(chunk_tokens=2), sampler=sampler, trees=1)
+    assert tree.meta["exit"] == "done"
 
 
 def test_search_scores_are_stored_at_the_end():

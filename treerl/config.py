@@ -348,6 +348,15 @@ class AdvantageSettings(Section):
     step_tokens: Positive = 1
     """prl: tokens of a step; a step also ends at each node's end."""
 
+    @model_validator(mode="after")
+    def _one_normaliser(self) -> Self:
+        if self.rms_scale and self.scale_rewards in ("group", "batch"):
+            raise ValueError(
+                f"rms_scale = true and scale_rewards = {self.scale_rewards!r} are two normalisers: "
+                "set one of them"
+            )
+        return self
+
 
 class LossSettings(Section):
     """The surrogate and its regularisers (treerl.policy.losses)."""

@@ -39,6 +39,7 @@ class Progress:
     trained_tokens: int = 0
     cached_leaves: int = 0
     train_time: float = 0.0
+    train_cpu_time: float = 0.0
     before: dict[str, Any] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:

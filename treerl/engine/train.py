@@ -14,8 +14,9 @@ import numpy as np
 from rich.console import Console
 
 from treerl.canon import generator
-from treerl.config import Recipe
+from treerl.config import DeepSearchSearch, Recipe, SearchSettings
 from treerl.credit.assign import NEEDS_SIGNALS, assign_with_summary
+from treerl.credit.deepsearch import PAPER, Discount
 from treerl.credit.dense import Signals
 from treerl.engine.display import Display
 from treerl.engine.evaluation import Evaluated, evaluate_session
@@ -83,6 +84,13 @@ def resumed_recipe(recipe: Recipe, resume: str) -> Recipe:
     stored = json.loads(header.read_text(encoding="utf-8"))["recipe"]
     stored["max_steps"] = recipe.max_steps
     return parse_recipe(stored, source=str(header))
+
+
+def discount_of(search: SearchSettings) -> Discount:
+    """Depth discount of DeepSearch's scores: the search's own where it is one, else the paper's."""
+    if isinstance(search, DeepSearchSearch):
+        return Discount(search.gamma, search.gamma_min, search.chunk_tokens)
+    return PAPER
 
 
 class Trainer:
@@ -187,7 +195,7 @@ class Trainer:
 
     def _step(self, writer: Writer) -> dict[str, Any]:
         """Search, write, credit, update; returns the metrics row."""
-        begun = time.perf_counter()
+        begun, cpu_begun = time.perf_counter(), time.process_time()
         recipe, progress = self.recipe, self.progress
         step = progress.step
         problems = self.session.task.problems_for_step(step, recipe.search.trees_per_step)
@@ -207,6 +215,7 @@ class Trainer:
         progress.cached_leaves += searched.cached_leaves
         seconds = time.perf_counter() - begun
         progress.train_time += seconds
+        progress.train_cpu_time += time.process_time() - cpu_begun
         return {
             "step": progress.step,
             **search_metrics(searched),
@@ -217,6 +226,7 @@ class Trainer:
             "train/total_tokens_trained": progress.trained_tokens,
             "step_time": seconds,
             "train_time": progress.train_time,
+            "train_cpu_time": progress.train_cpu_time,
         }
 
     def _stored(self, step: int) -> dict[str, Tree]:
@@ -278,7 +288,11 @@ class Trainer:
         recipe, policy = self.recipe, self.session.policy
         signals = self._signals(trees)
         credits, summary = assign_with_summary(
-            trees, recipe.advantage, loss_agg_mode=recipe.loss.loss_agg_mode, signals=signals
+            trees,
+            recipe.advantage,
+            loss_agg_mode=recipe.loss.loss_agg_mode,
+            signals=signals,
+            discount=discount_of(recipe.search),
         )
         credited = time.perf_counter()
         report = update_policy(

@@ -44,6 +44,10 @@ class RowRuns:
         return self.masks[queries, keys]
 
 
+CHUNK = 128
+"""Longest run with ancestors: SDPA computes masked pairs too, so a long run would waste half of its square."""
+
+
 def find_runs(batch: PackedBatch) -> tuple[RowRuns, ...]:
     """The runs of each row, from `prev` alone."""
     slots = batch.shape[1]
@@ -57,6 +61,7 @@ def _row_runs(prev: IntArray, filled: int) -> RowRuns:
     """Runs of one row: `prev` int[T] local to the row, `filled` slots before the padding."""
     index = np.arange(filled)
     starts = np.flatnonzero((prev[:filled] != index - 1) | (index == 0) | (prev[:filled] < 0))
+    starts = _chunked(starts, prev, filled)
     forks = prev[starts[prev[starts] >= 0]] + 1
     edges = np.unique(np.concatenate([starts, forks, [filled]]))
     atom_of = np.searchsorted(edges, np.arange(filled), side="right") - 1
@@ -71,6 +76,17 @@ def _row_runs(prev: IntArray, filled: int) -> RowRuns:
             seen[atom] = above
         runs.append(Run(stop - start, above))
     return RowRuns(tuple(runs), tuple(np.diff(edges).tolist()), len(prev) - filled)
+
+
+def _chunked(starts: IntArray, prev: IntArray, filled: int) -> IntArray:
+    """Adds a start every CHUNK slots inside long runs; a root's run stays whole (plain causal)."""
+    stops = np.append(starts[1:], filled)
+    extra = [
+        np.arange(start + CHUNK, stop - CHUNK // 2, CHUNK)
+        for start, stop in zip(starts, stops, strict=True)
+        if prev[start] >= 0
+    ]
+    return np.sort(np.concatenate([starts, *extra])).astype(np.int64)
 
 
 def attend_runs(

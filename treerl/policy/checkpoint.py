@@ -157,12 +157,12 @@ def _store_errors(folder: Path, step: int) -> Iterator[None]:
 def _no_progress_bars() -> Iterator[None]:
     """Keeps transformers from drawing bars over the live display."""
     shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         if shown:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _write_contents(

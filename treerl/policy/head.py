@@ -72,13 +72,17 @@ class _EdgeLogprobs(torch.autograd.Function):
         bounds = _bounds(row, len(hidden), chunk)
         for start, stop, first, last in bounds:
             logits, _ = _logits(hidden[start:stop], weight, bias, head, temperature, wide)
-            lse = torch.logsumexp(logits, -1)
-            normaliser[start:stop] = lse
+            peak = logits.amax(-1)
+            logits -= peak[:, None]
+            p = logits.exp()
+            total = p.sum(-1)
+            lse = total.log()
+            normaliser[start:stop] = peak + lse
             at = row[first:last] - start
             logprob[first:last] = logits[at, target[first:last]] - lse[at]
             if with_entropy:
-                logits -= lse[:, None]
-                entropy[start:stop] = _entropy(logits)
+                # Of centred logits: lse - sum p z of raw ones cancels its digits away in fp32.
+                entropy[start:stop] = lse - p.mul_(logits).sum(-1) / total
         ctx.save_for_backward(hidden, weight, bias, row, target, normaliser, entropy)
         ctx.settings = head, temperature, with_entropy, bounds
         return logprob, entropy
@@ -158,16 +162,9 @@ def _logits(
     return logits, slope
 
 
-def _entropy(logp: Tensor) -> Tensor:
-    """-sum p log p of log-probs [R, V], the logits centred: `lse - sum p z` loses digits in fp32."""
-    return -(logp.exp() * logp).sum(-1)
-
-
 def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
     """total += grad^T hidden."""
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), hidden)
     else:
         total += grad.t() @ hidden
-
-

@@ -7,6 +7,7 @@ against the noise of ordinary batching. There is no silent fallback: running fla
 import copy
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from treerl.errors import ConfigError
-from treerl.policy.attention import Variant, choose_variant
+from treerl.policy.attention import Variant
 from treerl.policy.batch import PackedBatch
 from treerl.policy.forward import token_logprobs
 from treerl.policy.model import Policy, text_config, wrap_model
@@ -73,8 +74,7 @@ def check_config(policy: Policy, *, max_path: int | None = None) -> None:
             f"{name}: dropout {dropout} in training mode; its masks differ between packed and single rows. "
             "Set the model's dropout to 0"
         )
-    local = kinds & LOCAL or getattr(config, "final_logit_softcapping", None) is None and False
-    if (local or _is_capped(config)) and policy.attention != "dense":
+    if (kinds & LOCAL or _is_capped(config)) and policy.attention != "dense":
         raise ConfigError(
             f"{name}: layer kinds {', '.join(sorted(kinds))} have windows, soft caps or sinks, which "
             f'policy.attention = "{policy.attention}" cannot do: set policy.attention = "dense". '
@@ -135,7 +135,13 @@ def _check_rope(name: str, parameters: dict[str, Any], max_path: int | None) -> 
 def check_twin(policy: Policy) -> None:
     """Packed against one leaf at a time on a shrunken model: log-probs and a random-weight gradient."""
     config = text_config(policy.model.config)
-    error = twin_error(make_twin(policy), policy.attention)
+    try:
+        error = twin_error(make_twin(policy), policy.attention)
+    except (RuntimeError, ValueError, TypeError, AttributeError, LookupError) as reason:
+        raise ConfigError(
+            f"{config.model_type}: the packing self-check could not run a small model of this class "
+            f"({reason}). {REMEDY}"
+        ) from reason
     log.debug("packing self-check of %s: %.1e", config.model_type, error)
     if not error <= LIMIT:
         raise ConfigError(
@@ -192,7 +198,11 @@ def _shrink(config: Any) -> None:
         "max_position_embeddings": 256,
         "n_positions": 256,
     }
-    if getattr(config, "head_dim", None) is None and heads:
+    if getattr(config, "qk_rope_head_dim", None):
+        sizes |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
+        sizes |= {"qk_head_dim": 16, "head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16}
+        sizes["num_key_value_heads"] = sizes["num_attention_heads"]
+    elif getattr(config, "head_dim", None) is None:
         sizes["hidden_size"] = 16 * sizes["num_attention_heads"]
     for key, size in sizes.items():
         if isinstance(getattr(config, key, None), int):
@@ -235,7 +245,7 @@ def twin_error(model: Any, attention: str) -> float:
     weights = np.random.default_rng(0).normal(size=sum(len(tree.tokens) for tree in trees))
     single, wanted = _single_rows(policy, trees, weights)
     worst = 0.0
-    for variant in _variants(attention):
+    for variant in _variants(attention, torch.device("cpu")):
         policy.attention = variant
         packed, gradient = _packed(policy, trees, weights)
         worst = max(worst, float((packed - single).abs().max()))
@@ -245,11 +255,13 @@ def twin_error(model: Any, attention: str) -> float:
     return worst
 
 
-def _variants(attention: str) -> list[Variant]:
-    # The twin runs on CPU, where flex has no backward: dense stands for the ancestor test it shares.
+def _variants(attention: str, device: torch.device) -> list[Variant]:
+    """Variants that training may take. On CPU flex has no backward; dense stands for the same test."""
     if attention == "auto":
-        return ["dense", "runs"]
-    return ["dense"] if attention in ("dense", "flex") else ["runs"]
+        return ["dense", "flex" if device.type == "cuda" else "runs"]
+    if attention == "runs":
+        return ["runs"]
+    return ["flex"] if attention == "flex" and device.type == "cuda" else ["dense"]
 
 
 def _packed(policy: Policy, trees: list[Tree], weights: Any) -> tuple[Tensor, Tensor]:
@@ -329,17 +341,18 @@ def check_weights(policy: Policy) -> None:
     flat = pack_trees(trees, max_tokens=4 * total, mode="flat")
     single = [_row(batch, b) for batch in flat for b in range(batch.shape[0])]
     packed = pack_trees(trees, max_tokens=2 * total, row_tokens=total, bucket=policy.bucket)
-    alone, batched, tree = (_columns(policy, batches, trees) for batches in (single, flat, packed))
+    alone, batched = _columns(policy, single, trees), _columns(policy, flat, trees)
     noise = max(float(np.abs(batched - alone).mean()), FLOOR)
-    error = float(np.abs(tree - alone).mean())
-    log.debug("packing self-check of %s: mean %.1e, noise %.1e", policy.name, error, noise)
-    if not error <= NOISE_FACTOR * noise:
-        variant = choose_variant(policy.attention, packed[0].shape[1], policy.device)
-        raise ConfigError(
-            f"{policy.name}: with attention {variant!r} in {policy.dtype} on {policy.device}, packed and "
-            f"flat log-probs differ by {error:.2g} nats on average; batching alone makes {noise:.2g} "
-            f"(limit 10 times that). {REMEDY}"
-        )
+    for variant in _variants(policy.attention, policy.device):
+        tree = _columns(replace(policy, attention=variant), packed, trees)
+        error = float(np.abs(tree - alone).mean())
+        log.debug("packing self-check of %s: mean %.1e, noise %.1e", policy.name, error, noise)
+        if not error <= NOISE_FACTOR * noise:
+            raise ConfigError(
+                f"{policy.name}: with attention {variant} in {policy.dtype} on {policy.device}, packed and "
+                f"flat log-probs differ by {error:.2g} nats on average; batching alone makes {noise:.2g} "
+                f"(limit 10 times that). {REMEDY}"
+            )
 
 
 def _columns(policy: Policy, batches: list[PackedBatch], trees: list[Tree]) -> Any:

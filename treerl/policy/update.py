@@ -103,20 +103,9 @@ def update_policy(
     report.sampled_entropy = _sampled_entropy(
         [t for t, on in zip(trees, active, strict=True) if on]
     )
-    scale = 1.0
-    if loss.loss_agg_mode == "seq-mean-token-sum-norm":
-        scale = float(max((tree.max_completion_length for tree in trees), default=1))
-    minis = []
     with run.clock("pack"):
-        for members in deal(active, update.mini_batches, generator):
-            chosen = [i for i in members if active[i]]
-            denominator = scale * sum(credits[i].denominator for i in members)
-            micro = _micro_batches(
-                run, [trees[i] for i in chosen], [credits[i] for i in chosen], update
-            )
-            if micro and not denominator > 0:
-                raise UpdateError(f"credit gave masses but a denominator of {denominator}")
-            minis.append(_MiniBatch(micro, denominator))
+        hands = deal(active, update.mini_batches, generator)
+        minis = [_mini_batch(run, trees, credits, active, hand, update) for hand in hands]
     # The first step's own forward gives its lp_old: ratio exp(lp - sg(lp)) is exact.
     first = next((i for i, mini in enumerate(minis) if mini.micro), len(minis))
     for mini in minis[first + 1 :]:
@@ -156,6 +145,23 @@ def _check(temperature: float, loss: LossSettings, reference: Policy | None) -> 
 def _is_active(credit: TokenCredit, regularised: bool) -> bool:
     masses = bool(credit.positive.any() or credit.negative.any())
     return masses or (regularised and bool(credit.weight.any()))
+
+
+def _mini_batch(
+    run: _Run,
+    trees: Sequence[Tree],
+    credits: Sequence[TokenCredit],
+    active: Sequence[bool],
+    hand: Sequence[int],
+    update: UpdateSettings,
+) -> _MiniBatch:
+    """One optimizer step over the trees in `hand`, of which only active ones are packed."""
+    chosen = [i for i in hand if active[i]]
+    denominator = sum(credits[i].denominator for i in hand)
+    micro = _micro_batches(run, [trees[i] for i in chosen], [credits[i] for i in chosen], update)
+    if micro and not denominator > 0:
+        raise UpdateError(f"credit gave masses but a denominator of {denominator}")
+    return _MiniBatch(micro, denominator)
 
 
 def _sampled_entropy(trees: list[Tree]) -> float:

@@ -96,7 +96,7 @@ def stats(store: Store) -> Stats:
             trees=counted["tree"],
             draws=counted["draw"],
             nodes=counted["node"],
-            tokens=connection.execute(tokens).scalar_one(),
+            tokens=int(connection.execute(tokens).scalar_one()),
             verdicts={
                 str(outcome): int(count)
                 for outcome, count in connection.execute(outcomes.order_by(verdict.c.outcome))

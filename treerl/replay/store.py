@@ -246,15 +246,22 @@ class Store:
             return {int(step): int(count) for step, count in connection.execute(query)}
 
     def trees(
-        self, *, run_id: str | None = None, step: int | None = None, limit: int | None = None
+        self,
+        *,
+        run_id: str | None = None,
+        step: int | None = None,
+        problem: Problem | None = None,
+        limit: int | None = None,
     ) -> list[TreeInfo]:
-        """Whole trees of a run and step (None: all), oldest first; with `limit` the newest ones."""
+        """Whole trees of a run, step, problem (None: all), oldest first; with `limit` the newest ones."""
         tree = schema.tree
         query = _tree_infos()
         if run_id is not None:
             query = query.where(tree.c.run_id == run_id)
         if step is not None:
             query = query.where(tree.c.step == step)
+        if problem is not None:
+            query = query.where(schema.problem.c.key == problem_key(problem))
         if limit is not None:
             query = query.order_by(None).order_by(tree.c.id.desc()).limit(limit)
         with self.read() as connection:

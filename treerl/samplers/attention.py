@@ -2,20 +2,25 @@
 
 transformers' own paths copy the keys and values of each group once a query head when there is a mask. Here
 the heads of a group are rows of one matrix product. Installed under a name, for the time of a decoding step
-only; whatever attention the model has stays in charge of everything else.
+only; whatever attention the model has stays in charge of everything else, layers with soft caps, sinks or
+position biases included.
 """
 
 import contextlib
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 NAME = "treerl_decode"
-_OWN_FORMULA = {"position_bias", "cache"}
+_OTHER_FORMULA = ("softcap", "s_aux", "position_bias")
+_OTHER_MASKS = ("eager", "flash", "flex", "paged", "kernels")
+_REPLACED: ContextVar[str] = ContextVar("replaced_attention")
 
 
 def attend(
@@ -26,41 +31,33 @@ def attend(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
     **options: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Any]:
     """softmax(scaling q k + mask) v. query: [n, heads, 1, d]; key, value: [n, kv heads, t, d].
 
-    attention_mask: None, bool (True: seen) or additive, broadcast to [n, 1, 1, t]. Soft cap (Gemma 2) and
-    sinks (GPT-OSS) as in their eager forms. Returns [n, 1, heads, d].
+    attention_mask: None, bool (True: seen) or additive, [n or 1, 1, 1, t]. Returns [n, 1, heads, d].
     """
-    n, heads, length, size = query.shape
-    if length != 1 or _OWN_FORMULA & {k for k, v in options.items() if v is not None}:
-        raise NotImplementedError("decode attention takes one query a row and no position bias")
+    if query.shape[2] != 1 or any(options.get(name) is not None for name in _OTHER_FORMULA):
+        own = ALL_ATTENTION_FUNCTIONS[_REPLACED.get()]
+        options |= {"dropout": dropout, "scaling": scaling}
+        out, weights = own(module, query, key, value, attention_mask, **options)
+        return out, weights
+    n, heads, _, size = query.shape
     groups = key.shape[1]
     # One batch dimension, views of the cache: bmm copies nothing.
     query = query.reshape(n * groups, heads // groups, size)
     key, flat_value = key.flatten(0, 1), value.flatten(0, 1)
     scale = size**-0.5 if scaling is None else scaling
-    if softcap is None and groups == 1 and attention_mask is not None:
-        mask = additive(attention_mask, query.dtype).expand(n, 1, 1, -1)[:, 0]
+    if groups == 1 and attention_mask is not None:
+        mask = additive(attention_mask, query.dtype)[:, 0]
         scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=scale)
     else:
         scores = torch.bmm(query, key.transpose(1, 2)).mul_(scale)
-        if softcap is not None:
-            scores = scores.div_(softcap).tanh_().mul_(softcap)
         if attention_mask is not None:
-            scores.view(n, groups, heads // groups, -1).add_(
-                additive(attention_mask, query.dtype)
-            )
-    if s_aux is None:
-        weights = scores.float().softmax(-1)
-    else:
-        sinks = s_aux.view(groups, heads // groups, 1).repeat(n, 1, 1).to(scores.dtype)
-        weights = torch.cat([scores, sinks], -1).float().softmax(-1)[..., :-1]
-    out = torch.bmm(weights.to(value.dtype), flat_value)
-    return out.view(n, 1, heads, value.shape[-1]), None
+            by_group = scores.view(n, groups, heads // groups, -1)
+            by_group += additive(attention_mask, query.dtype)
+    weights = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return torch.bmm(weights, flat_value).view(n, 1, heads, value.shape[-1]), None
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -71,10 +68,9 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def can_decode(model: PreTrainedModel) -> bool:
-    """Whether the model takes its attention from the registry, and now computes plain attention."""
-    return bool(model._supports_attention_backend) and not (
-        model.config._attn_implementation or "eager"
-    ).startswith(("eager", "flash", "flex", "paged", "kernels"))
+    """Whether the model looks its attention up in the registry, and has one that takes sdpa's masks."""
+    name = model.config._attn_implementation or "eager"
+    return bool(model._supports_attention_backend) and not name.startswith(_OTHER_MASKS)
 
 
 @contextlib.contextmanager
@@ -82,11 +78,13 @@ def decoding(model: PreTrainedModel) -> Iterator[None]:
     """Makes `attend` the attention of `model` inside."""
     config = model.config
     before = config._attn_implementation
+    token = _REPLACED.set(before)
     config._attn_implementation = NAME
     try:
         yield
     finally:
         config._attn_implementation = before
+        _REPLACED.reset(token)
 
 
 AttentionInterface.register(NAME, attend)

@@ -30,7 +30,7 @@ class Window:
     column_capacity: int = 0
 
 
-class RowLayer(CacheLayerMixin):
+class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """One layer: keys and values [row_capacity, heads, column_capacity, head size].
 
     Zero where never written: the mask takes rubbish out only where it is finite. Sliding windows are left
@@ -41,7 +41,7 @@ class RowLayer(CacheLayerMixin):
     is_croppable = False
 
     def __init__(self, window: Window) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.window = window
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -59,7 +59,8 @@ class RowLayer(CacheLayerMixin):
         """Writes q columns behind the window; returns all from its start, [rows, heads, k + q, size]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         window = self.window
         stop = window.column + key_states.shape[2]
         self.keys[: window.rows, :, window.column : stop] = key_states
@@ -164,10 +165,12 @@ class RowCache(Cache):
         mine = slice(self.window.column - width, self.window.column)
         theirs = slice(source.window.low, source.window.column)
         for layer, other in zip(self.rows_of_layers, source.rows_of_layers, strict=True):
-            assert other.keys is not None and other.values is not None
+            assert other.keys is not None
+            assert other.values is not None
             if not layer.is_initialized:
                 layer.lazy_initialization(other.keys, other.values)
-            assert layer.keys is not None and layer.values is not None
+            assert layer.keys is not None
+            assert layer.values is not None
             layer.keys[rows, :, mine] = other.keys[:, :, theirs].index_select(0, indices)
             layer.values[rows, :, mine] = other.values[:, :, theirs].index_select(0, indices)
 
@@ -177,7 +180,8 @@ class RowCache(Cache):
         for layer, (keys, values) in zip(self.rows_of_layers, kept.states, strict=True):
             if not layer.is_initialized:
                 layer.lazy_initialization(keys, values)
-            assert layer.keys is not None and layer.values is not None
+            assert layer.keys is not None
+            assert layer.values is not None
             first = keys.shape[2] - len(kept.tokens)
             layer.keys[rows, :, mine] = keys[kept.row, :, first : first + length]
             layer.values[rows, :, mine] = values[kept.row, :, first : first + length]
@@ -187,7 +191,8 @@ class RowCache(Cache):
         used = slice(int(self.start[rows].min()), self.window.column)
         states: KeysValues = []
         for layer in self.rows_of_layers:
-            assert layer.keys is not None and layer.values is not None
+            assert layer.keys is not None
+            assert layer.values is not None
             index = torch.from_numpy(rows).to(layer.keys.device)
             states.append(
                 (
@@ -201,12 +206,11 @@ class RowCache(Cache):
         """Leaves the first `rows` rows, after copying rows `movers` onto rows `holes`."""
         window = self.window
         if len(holes):
-            device = self.rows_of_layers[0].keys.device if self.rows_of_layers[0].keys is not None else None
-            target = torch.from_numpy(holes).to(device)
-            source = torch.from_numpy(movers).to(device)
             for layer in self.rows_of_layers:
                 for buffer in (layer.keys, layer.values):
                     assert buffer is not None
+                    target = torch.from_numpy(holes).to(buffer.device)
+                    source = torch.from_numpy(movers).to(buffer.device)
                     used = buffer[:, :, window.low : window.column]
                     used.index_copy_(0, target, used.index_select(0, source))
             self.start[holes] = self.start[movers]
@@ -215,15 +219,13 @@ class RowCache(Cache):
             window.low = int(self.start[:rows].min())
 
     def clear(self) -> None:
-        """Drops all rows; the buffers stay."""
+        """Leaves no row; the buffers stay, with what they hold."""
         self.window.rows = 0
 
 
 def moves(ended: NDArray[np.bool_]) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
     """How the rows that go on close ranks: (rows left, holes, rows that fill them)."""
-    left = len(ended) - int(ended.sum())
+    left = int((~ended).sum())
     holes = np.flatnonzero(ended[:left])
     movers = left + np.flatnonzero(~ended[left:])
     return left, holes, movers
-
-

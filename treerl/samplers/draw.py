@@ -25,7 +25,8 @@ def uniforms(
     SplitMix64 (Steele, Lea and Flood, 2014) as a counter: mix(mix(seed) + (t + 1) gamma), 53 bits of it.
     """
     counter = (first.astype(np.uint64) + np.arange(1, count + 1, dtype=np.uint64)[:, None]) * _GAMMA
-    return (_mix(_mix(seeds + _GAMMA) + counter) >> np.uint64(11)) * 2.0**-53
+    bits = _mix(_mix(seeds + _GAMMA) + counter) >> np.uint64(11)
+    return bits.astype(np.float64) * 2.0**-53
 
 
 def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -33,9 +33,7 @@ class Reuse:
         self._by_root: dict[bytes, list[Kept]] = {}
         self._lengths: dict[int, int] = {}
 
-    def keep(
-        self, states: KeysValues, tokens: list[NDArray[np.int32]], roots: list[int]
-    ) -> None:
+    def keep(self, states: KeysValues, tokens: list[NDArray[np.int32]], roots: list[int]) -> None:
         """Takes in rows that ended together; the first `roots[i]` of `tokens[i]` were given, not drawn."""
         size = sum(k.nbytes + v.nbytes for k, v in states)
         if size > self.capacity:

@@ -22,6 +22,7 @@ from treerl.samplers.attention import additive, can_decode, decoding
 from treerl.samplers.cache import RowCache, moves
 from treerl.samplers.draw import draw, uniforms
 from treerl.samplers.reuse import Kept, Reuse
+from treerl.samplers.rows import Rows
 from treerl.search.sampler import Continuation, Finish, Span
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -67,6 +68,7 @@ class TransformersSampler:
         self._pad = pad_token_id
         self._device = torch.device(device)
         self._version = version
+        self._look_every = 1 if self._device.type == "cpu" else _ASYNC_TOKENS
         self._context: int | None = getattr(config, "max_position_embeddings", None)
         self._vocabulary: int = config.vocab_size
         self._n_layers: int = config.num_hidden_layers
@@ -79,7 +81,7 @@ class TransformersSampler:
         self._ready: list[tuple[int, Span]] = []
         self._cache = RowCache(self._n_layers)
         self._reuse = Reuse(reuse_bytes)
-        self._rows = _Rows(settings.max_batch)
+        self._rows = Rows(settings.max_batch)
         self._generated = self._prefilled = self._reused = 0
         self._seconds = 0.0
 
@@ -108,8 +110,9 @@ class TransformersSampler:
                 self._tickets.discard(ticket)
             else:
                 self._queue.appendleft((ticket, work))
-        self._drop_rows()
+        self._cache.clear()
         self._reuse.clear()
+        self._rows.count = 0
         self._version = version
 
     def submit(self, ticket: int, work: Continuation) -> None:
@@ -146,13 +149,18 @@ class TransformersSampler:
         began = time.perf_counter()
         training = self._model.training
         if training:
-            self._model.eval()
+            self._model.eval()  # type: ignore[no-untyped-call]
         try:
             while self._queue and self._rows.count < self._settings.max_batch:
                 self._admit()
             enough = -(-self._rows.count // _RETURN_SHARE)
             while self._rows.count and len(self._ready) < enough:
                 self._decode()
+        except BaseException:
+            # Rows may be half-way through a token: none of them can go on.
+            self._tickets -= set(self._rows.tickets_in_use)
+            self._drop_rows()
+            raise
         finally:
             if training:
                 self._model.train()
@@ -217,6 +225,7 @@ class TransformersSampler:
         self._prefilled += int(lengths.sum()) + len(which)
         self._reused += int(lengths[which].sum() - lengths.sum())
 
+    @torch.inference_mode()
     def _close(self, ended: NDArray[np.bool_]) -> None:
         """Takes the rows `ended` (bool[rows]) out of the batch."""
         if ended.any():
@@ -225,8 +234,10 @@ class TransformersSampler:
             self._rows.keep(left, holes, movers)
 
     def _drop_rows(self) -> None:
-        self._cache.clear()
-        self._rows.keep(0, np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+        """Drops all rows under way and all cached keys and values."""
+        self._cache = RowCache(self._n_layers)
+        self._reuse.clear()
+        self._rows.count = 0
 
     # Decoding ---------------------------------------------------------------------------------------
 
@@ -248,7 +259,7 @@ class TransformersSampler:
         rows, cache = self._rows, self._cache
         n = rows.count
         left = int((rows.limit[:n] - rows.made[:n]).min())
-        count = 1 if self._device.type == "cpu" else min(_ASYNC_TOKENS, left)
+        count = min(self._look_every, left)
         cache.reserve(n, count)
         drawn = list(self._draw(count))
         tokens, logprobs, entropies = (
@@ -260,9 +271,7 @@ class TransformersSampler:
         for index in range(count):
             running = ~ended
             rows.made[:n] += running
-            ended |= running & (
-                self._stops[tokens[index]] | (rows.made[:n] == rows.limit[:n])
-            )
+            ended |= running & (self._stops[tokens[index]] | (rows.made[:n] == rows.limit[:n]))
         for row in np.flatnonzero(ended).tolist():
             self._finish(row)
         self._store(np.flatnonzero(ended))
@@ -283,29 +292,23 @@ class TransformersSampler:
                 mask = additive(mask, self._model.dtype)[:, None, None]
             attention = decoding(self._model) if self._grouped else contextlib.nullcontext()
             with attention:
-                logits = self._forward(
-                    cache, tokens[:, None], mask, (positions + index)[:, None]
-                )
+                logits = self._forward(cache, tokens[:, None], mask, (positions + index)[:, None])
             cache.advance()
             tokens, logprobs, entropies = draw(logits, uniform[index], self._settings)
             yield tokens, logprobs, entropies
 
     def _check(self, entropies: NDArray[np.float32]) -> None:
-        """Raises SamplerError where logits were NaN or infinite, and drops all work under way."""
-        bad = ~np.isfinite(entropies).all(axis=0)
-        if not bad.any():
+        """Raises SamplerError where logits were NaN or infinite."""
+        where = np.argwhere(~np.isfinite(entropies.T))
+        if not len(where):
             return
-        row = int(np.flatnonzero(bad)[0])
-        step = int(self._rows.made[row]) + int(np.flatnonzero(~np.isfinite(entropies[:, row]))[0])
-        message = (
+        row, index = where[0].tolist()
+        step = int(self._rows.made[row]) + index
+        raise SamplerError(
             f"the model's logits are NaN at token {step} of ticket {self._rows.tickets[row]} "
-            f"({int(bad.sum())} of {len(bad)} rows), weights version {self._version}: "
+            f"({len(np.unique(where[:, 0]))} of {entropies.shape[1]} rows), weights version {self._version}: "
             "the last update broke the weights; resume from a checkpoint with a lower update.lr"
         )
-        self._tickets -= set(self._rows.tickets_in_use)
-        self._drop_rows()
-        self._cache = RowCache(self._n_layers)
-        raise SamplerError(message)
 
     def _store(self, ended: NDArray[np.int64]) -> None:
         """Keeps keys and values of rows that ended, for their branches."""
@@ -339,78 +342,12 @@ class TransformersSampler:
         )
 
 
-class _Rows:
-    """Host side of the rows under way; arrays of `capacity` rows, the first `count` in use.
-
-    seeds uint64; made, limit int64: tokens drawn, at most; last int64: token to run next; tokens, logprobs,
-    entropies [capacity, T]: what was drawn.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.count = 0
-        self.tickets: list[int] = [0] * capacity
-        self.works: list[Continuation] = [_NOTHING] * capacity
-        self.seeds = np.zeros(capacity, dtype=np.uint64)
-        self.made = np.zeros(capacity, dtype=np.int64)
-        self.limit = np.zeros(capacity, dtype=np.int64)
-        self.last = np.zeros(capacity, dtype=np.int64)
-        self.tokens = np.zeros((capacity, 64), dtype=np.int32)
-        self.logprobs = np.zeros((capacity, 64), dtype=np.float32)
-        self.entropies = np.zeros((capacity, 64), dtype=np.float32)
-
-    @property
-    def tickets_in_use(self) -> list[int]:
-        """Tickets of the rows in use."""
-        return self.tickets[: self.count]
-
-    def append(self, work: list[tuple[int, Continuation]]) -> None:
-        """Adds a row for each."""
-        for row, (ticket, item) in enumerate(work, self.count):
-            self.tickets[row], self.works[row] = ticket, item
-            self.seeds[row] = item.seed % 2**64
-            self.made[row], self.limit[row] = 0, item.max_tokens
-            self.last[row] = item.prefix[-1]
-        self.count += len(work)
-
-    def write(
-        self,
-        tokens: NDArray[np.int64],
-        logprobs: NDArray[np.float32],
-        entropies: NDArray[np.float32],
-    ) -> None:
-        """Stores what was drawn, [steps, rows] each, behind what the rows have."""
-        steps, n = tokens.shape
-        columns = self.made[:n] + np.arange(steps)[:, None]
-        width = self.tokens.shape[1]
-        if int(columns.max()) >= width:
-            for name in ("tokens", "logprobs", "entropies"):
-                old = getattr(self, name)
-                setattr(self, name, np.concatenate([old, np.zeros_like(old)], axis=1))
-        row = np.arange(n)
-        self.tokens[row, columns] = tokens
-        self.logprobs[row, columns] = logprobs
-        self.entropies[row, columns] = entropies
-        self.last[:n] = tokens[-1]
-
-    def keep(self, left: int, holes: NDArray[np.int64], movers: NDArray[np.int64]) -> None:
-        """Leaves the first `left` rows, after copying rows `movers` onto rows `holes`."""
-        for name in ("seeds", "made", "limit", "last", "tokens", "logprobs", "entropies"):
-            column = getattr(self, name)
-            column[holes] = column[movers]
-        for hole, mover in zip(holes.tolist(), movers.tolist(), strict=True):
-            self.tickets[hole], self.works[hole] = self.tickets[mover], self.works[mover]
-        self.count = left
-
-
 def _attends_to_all(config: Any) -> bool:
     """Whether each token sees all before it in every layer, so that one mask serves all layers."""
     kinds = getattr(config, "layer_types", None)
     if kinds:
         return set(kinds) == {"full_attention"}
     return getattr(config, "sliding_window", None) is None
-
-
-_NOTHING = Continuation(np.zeros(0, dtype=np.int32), 0, 0, False)
 
 
 def _batches(groups: list[_Group]) -> Iterator[list[_Group]]:

@@ -151,13 +151,14 @@ class DeepSearchFaithful:
     def _scores(self, tree: Tree, state: ChunkState) -> Iterator[tuple[int, float, int, int]]:
         """(row, F, draw, offset) of the frontier. Uncertainty is the mean NLL of the chunk."""
         nodes, logprob = tree.nodes, tree.tokens.logprob
+        weighs = self.settings.uncertainty_weight > 0
         for row in state.frontier:
-            nll = -logprob[nodes.start[row] : nodes.stop[row]]
+            chunk = logprob[nodes.start[row] : nodes.stop[row]]
             score = frontier_score(
                 self.settings,
                 parent_mean=state.tallies[int(nodes.parent[row])].mean,
                 own_mean=state.tallies[row].mean,
-                uncertainty=float(nll.mean()),
+                uncertainty=-float(chunk.mean()) if weighs else math.nan,
                 depth=self._depth(tree, row),
                 max_depth=self.settings.max_depth,
             )

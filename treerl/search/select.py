@@ -1,6 +1,7 @@
 """Which point of a tree to grow next: scores of DeepSearch (arXiv 2509.25454) and seeded tie-breaks."""
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from typing import TypeVar
 
@@ -52,9 +53,13 @@ def ranked(tree: Tree, scores: Iterable[tuple[K, float, int, int]]) -> list[K]:
     Scores closer than 1e-9 tie, so that the order of additions behind them does not matter. Ties are broken
     by a seed of the point itself: not by row, not by arrival, and never always for the first.
     """
-    rows = []
-    for key, score, draw, offset in scores:
-        seed = derive_seed(tree.seed, "tie", int(tree.draws.seed[draw]), offset)
-        rows.append((-round(score, 9), seed, key))
-    rows.sort(key=lambda row: row[:2])
-    return [key for _, _, key in rows]
+    rows = [(round(score, 9), draw, offset, key) for key, score, draw, offset in scores]
+    times = Counter(score for score, _, _, _ in rows)
+
+    def rank(row: tuple[float, int, int, K]) -> tuple[float, int]:
+        score, draw, offset, _ = row
+        if times[score] == 1:
+            return -score, 0
+        return -score, derive_seed(tree.seed, "tie", int(tree.draws.seed[draw]), offset)
+
+    return [key for _, _, _, key in sorted(rows, key=rank)]
