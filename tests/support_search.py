@@ -177,6 +177,30 @@ class ScriptedSampler(FakeSampler):
         return span(tokens, Finish.LENGTH if work.last else Finish.CUT)
 
 
+class InterruptedSampler(FakeSampler):
+    """Ctrl-C after some steps."""
+
+    def __init__(self, steps: int, **more: Any) -> None:
+        super().__init__(**more)
+        self.left = steps
+
+    def step(self) -> list[tuple[int, Span]]:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return super().step()
+
+
+class WaveSampler(FakeSampler):
+    """Ends all that is queued in one step, and counts steps in `waves`."""
+
+    waves = 0
+
+    def step(self) -> list[tuple[int, Span]]:
+        self.waves += 1
+        return [(ticket, self._draw(self._queue.pop(ticket))) for ticket in self.queued]
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     weights = np.exp(logits - logits.max())
     return weights / weights.sum()

@@ -62,6 +62,7 @@ from tests.support_search import (
     PROMPT,
     FakeSampler,
     ScriptedSampler,
+    WaveSampler,
     decode_text,
     decode_tokens,
     grow_trees,
@@ -200,14 +201,7 @@ def test_no_tree_waits_for_another(settings):
 
 
 def test_a_tree_needs_two_waves():
-    class Waves(FakeSampler):
-        waves = 0
-
-        def step(self):
-            self.waves += 1
-            return [pair for _ in self.queued for pair in super(Waves, self).step()]
-
-    sampler = Waves(eos_bias=-2.5)
+    sampler = WaveSampler(eos_bias=-2.5)
     settings = DeepSearchSearch(chunk_tokens=2, num_generations=8)
     trees = grow_trees(settings, sampler=sampler, trees=16)
     assert sum(len(tree.leaves()) == 8 for tree in trees) > 12

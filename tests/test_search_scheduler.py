@@ -11,6 +11,7 @@ from tests.support_search import (
     PROBLEM,
     PROMPT,
     FakeSampler,
+    InterruptedSampler,
     canonical,
     check_invariants,
     decode_text,
@@ -202,22 +203,10 @@ def test_a_log_probability_above_0_by_rounding_passes():
     assert tree.meta["exit"] == "done"
 
 
-class Interrupted(FakeSampler):
-    def __init__(self, steps, **more):
-        super().__init__(**more)
-        self.steps = steps
-
-    def step(self):
-        self.steps -= 1
-        if self.steps < 0:
-            raise KeyboardInterrupt
-        return super().step()
-
-
 @pytest.mark.parametrize("steps", [0, 1, 7, 20])
 def test_ctrl_c_leaves_consistent_trees_that_a_later_search_takes_up(steps):
     growths = [growth(FlatSearch(num_generations=6), seed) for seed in range(5)]
-    sampler = Interrupted(steps)
+    sampler = InterruptedSampler(steps)
     with pytest.raises(KeyboardInterrupt):
         list(grow(growths, sampler, judge_with(), decode_text))
     assert sampler.queued == []
@@ -235,13 +224,10 @@ def test_leaves_that_were_left_unjudged_are_judged_first():
     def never(problems, completions):
         return Future()
 
-    class ThenStop(Interrupted):
-        """All eight rollouts end, their verdicts are outstanding."""
-
     one = growth(FlatSearch(num_generations=8))
-    strategy_waits = grow([one], ThenStop(7), never, decode_text)
+    seven_ended = grow([one], InterruptedSampler(7), never, decode_text)
     with pytest.raises(KeyboardInterrupt):
-        list(strategy_waits)
+        list(seven_ended)
     assert len(one.tree.leaves()) == 7
     assert one.tree.verdicts == {}
     list(grow([one], FakeSampler(), judge_with(), decode_text))

@@ -20,7 +20,8 @@ class TokenCredit:
     positive = sum over rows i of w_i [A_it]_+, negative = sum of w_i [-A_it]_+, weight = sum of w_i, with
     w_i the row weight of the aggregation mode without its global normaliser (1, or 1/T_i). The loss of an
     optimizer step divides the sum over its trees by the sum of their `denominator` (rows * tokens for
-    token-mean, rows for the sequence means, sum of node weights for node estimators).
+    token-mean, rows for the sequence means, rows * max_completion_length for
+    seq-mean-token-sum-norm, sum of node weights for node estimators).
     """
 
     positive: FloatArray

@@ -37,6 +37,7 @@ from treerl.metrics import MetricsLog
 from treerl.policy.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
 from treerl.policy.optimizer import PolicyOptimizer
 from treerl.policy.reference import freeze, score_trees
+from treerl.policy.selfcheck import check_packing
 from treerl.policy.update import UpdateReport, update_policy
 from treerl.problem import Problem
 from treerl.recipe import parse_recipe
@@ -101,6 +102,10 @@ class Trainer:
         self.session, self.display = session, display
         self.recipe: Recipe = session.recipe
         self.store: Store = session.store
+        if self.recipe.update.pack == "tree":
+            sampler = self.recipe.sampler
+            longest = sampler.max_prompt_length + sampler.max_completion_length
+            check_packing(session.policy, max_path=longest)
         self.optimizer = PolicyOptimizer(session.policy.model, self.recipe.update)
         # Both name the weights that the run starts from, so they come before a checkpoint's are loaded.
         self.reference = freeze(session.policy) if self._needs_reference() else None

@@ -106,7 +106,6 @@ def wrap_model(
     register()
     device = device or next(model.parameters()).device
     model.to(device)
-    model.config.use_cache = False
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
     model.eval()
