@@ -395,3 +395,23 @@ def test_a_frozen_reference_stays_while_the_policy_moves():
     moved = score_trees(policy, trees, temperature=1.0, max_tokens=512)[0]
     assert not np.allclose(moved, after, equal_nan=True)
     assert np.isnan(before[: trees[0].n_prompt]).all()
+
+
+def test_the_samplers_logprobs_can_stand_for_the_old_ones():
+    policy = tiny_llama()
+    trees = [random_tree(seed) for seed in range(4)]
+    store_logprobs(policy, trees, spread=0.3, seed=0)
+    settings = UpdateSettings(lr=1e-2, mini_batches=2, old_logprobs="sampler")
+    report = update(policy, trees, [random_credit(t, 1) for t in trees], settings=settings)
+    assert "old" not in report.seconds
+    assert report.first.ratio_max > 1.01
+
+
+def test_missing_sampler_logprobs_cannot_stand_for_the_old_ones():
+    policy = tiny_llama()
+    tree = random_tree(2)
+    store_logprobs(policy, [tree], spread=0.0, seed=0)
+    tree.tokens.logprob[-1] = np.nan
+    settings = UpdateSettings(lr=1e-2, old_logprobs="sampler")
+    with pytest.raises(UpdateError, match="recompute"):
+        update(policy, [tree], [random_credit(tree, 1)], settings=settings)

@@ -212,6 +212,29 @@ def test_several_tokens_between_looks_change_nothing(monkeypatch: pytest.MonkeyP
     for one, other in zip(run(sampler, work), plain, strict=True):
         assert one.tokens.tolist() == other.tokens.tolist()
         assert one.finish == other.finish
+    paths = [[*w.prefix, *s.tokens[:-1]] for w, s in zip(work, plain, strict=True)]
+    compare_columns(
+        subject_of(model), SamplerSettings(), [prefixed(p, 3, 3) for p in paths], sampler
+    )
+    assert sampler.stats["reused_tokens"] > 100
+
+
+def test_an_interrupted_step_leaves_a_sampler_that_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, work = MODELS["llama"](), ragged(6)
+    sampler = make_sampler(model)
+
+    def interrupt(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    for ticket, item in enumerate(work):
+        sampler.submit(ticket, item)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "_check", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sampler.step()
+    assert sampler.step() == []
+    for one, other in zip(run(sampler, work), run(make_sampler(model), work), strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
 
 
 def llama_without_stop() -> Any:

@@ -401,6 +401,9 @@ class UpdateSettings(Section):
     """Optimizer steps a pass; trees are dealt out whole."""
     max_tokens_per_microbatch: Positive = 8192
     """Tokens of a forward and backward pass; a path must fit."""
+    old_logprobs: Literal["recompute", "sampler"] = "recompute"
+    """lp_old of the ratio: a forward pass of the trainer where one is needed, or what the sampler recorded
+    (saves the pass; right where sampler and trainer agree to rounding, as in fp32 in one process)."""
     pack: Literal["tree", "flat"] = "tree"
     """tree: each tree token once. flat: one row a leaf (for comparison; another result is a bug)."""
 
@@ -467,6 +470,11 @@ class Recipe(Section):
             raise ValueError(
                 "loss.rollout_is needs sampler.top_p = 1 and sampler.top_k = 0: log-probs of a "
                 'truncated distribution are no importance weights; set loss.rollout_is = "none"'
+            )
+        if self.loss.rollout_is != "none" and self.update.old_logprobs == "sampler":
+            raise ValueError(
+                'update.old_logprobs = "sampler" makes loss.rollout_is count the mismatch twice: '
+                'set loss.rollout_is = "none", or old_logprobs = "recompute"'
             )
         if self.replay.max_cached >= self.search.num_generations:
             raise ValueError(

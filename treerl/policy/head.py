@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits of a chunk (64 MB in fp32)."""
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+"""Logits of a chunk: on CPU below the size (32 MB) from which malloc returns fresh pages each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,8 @@ def edge_logprobs(
     hidden [R, d]; row int64[E], ascending; target int64[E]; chunk_rows: rows projected at once (None: by
     vocabulary). Results are float32, or float64 where hidden is.
     """
-    chunk = chunk_rows or max(16, CHUNK_ELEMENTS // head.weight.shape[0])
+    elements = CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cuda"])
+    chunk = chunk_rows or max(16, elements // head.weight.shape[0])
     logprob, entropy = _EdgeLogprobs.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, row, target, head, temperature, with_entropy, chunk
     )

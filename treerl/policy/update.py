@@ -106,12 +106,10 @@ def update_policy(
     with run.clock("pack"):
         hands = deal(active, update.mini_batches, generator)
         minis = [_mini_batch(run, trees, credits, active, hand, update) for hand in hands]
-    # The first step's own forward gives its lp_old: ratio exp(lp - sg(lp)) is exact.
-    first = next((i for i, mini in enumerate(minis) if mini.micro), len(minis))
-    for mini in minis[first + 1 :]:
-        for micro_batch in mini.micro:
-            with run.clock("old"):
-                _learn_old(run, micro_batch)
+    if update.old_logprobs == "sampler":
+        _take_sampled(minis)
+    else:
+        _recompute_old(run, minis)
     if reference is not None and loss.kl_coef > 0:
         for micro_batch in (m for mini in minis for m in mini.micro):
             with run.clock("reference"):
@@ -120,6 +118,27 @@ def update_policy(
         for mini in minis:
             _optimizer_step(run, mini)
     return report
+
+
+def _recompute_old(run: _Run, minis: list[_MiniBatch]) -> None:
+    """lp_old of all but the first mini-batch, whose own forward gives it: its ratio exp(lp - sg(lp)) is exact."""
+    first = next((i for i, mini in enumerate(minis) if mini.micro), len(minis))
+    for mini in minis[first + 1 :]:
+        for micro_batch in mini.micro:
+            with run.clock("old"):
+                _learn_old(run, micro_batch)
+
+
+def _take_sampled(minis: list[_MiniBatch]) -> None:
+    """lp_old := what the sampler recorded, as the columns hold it already. Raises UpdateError where it did not."""
+    for micro in (m for mini in minis for m in mini.micro):
+        absent = int(micro.columns.lp_beh.isnan().sum())
+        if absent:
+            raise UpdateError(
+                f"{absent} tokens have no sampler log-prob (NaN), which update.old_logprobs = "
+                '"sampler" needs; set it to "recompute"'
+            )
+        micro.known = True
 
 
 def deal(active: Sequence[bool], piles: int, generator: np.random.Generator) -> list[list[int]]:

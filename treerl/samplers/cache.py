@@ -182,13 +182,14 @@ class RowCache(Cache):
                 layer.lazy_initialization(keys, values)
             assert layer.keys is not None
             assert layer.values is not None
-            first = keys.shape[2] - len(kept.tokens)
-            layer.keys[rows, :, mine] = keys[kept.row, :, first : first + length]
-            layer.values[rows, :, mine] = values[kept.row, :, first : first + length]
+            theirs = slice(kept.first, kept.first + length)
+            layer.keys[rows, :, mine] = keys[kept.row, :, theirs]
+            layer.values[rows, :, mine] = values[kept.row, :, theirs]
 
-    def take(self, rows: NDArray[np.int64]) -> KeysValues:
-        """Copies of the keys and values of `rows`, from the first column that any of them uses."""
-        used = slice(int(self.start[rows].min()), self.window.column)
+    def take(self, rows: NDArray[np.int64]) -> tuple[KeysValues, list[int]]:
+        """Copies of the keys and values of `rows`, and the column in them where each row begins."""
+        low = int(self.start[rows].min())
+        used = slice(low, self.window.column)
         states: KeysValues = []
         for layer in self.rows_of_layers:
             assert layer.keys is not None
@@ -200,7 +201,7 @@ class RowCache(Cache):
                     layer.values[:, :, used].index_select(0, index),
                 )
             )
-        return states
+        return states, (self.start[rows] - low).tolist()
 
     def keep(self, rows: int, holes: NDArray[np.int64], movers: NDArray[np.int64]) -> None:
         """Leaves the first `rows` rows, after copying rows `movers` onto rows `holes`."""

@@ -11,15 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 KeysValues = list[tuple[Tensor, Tensor]]
-"""One pair a layer: [rows, heads, columns, head size], rows ending at the last column."""
+"""One pair a layer: [rows, heads, columns, head size]."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kept:
-    """Row `row` of `states`; tokens int32[n]: what its last n columns encode."""
+    """Row `row` of `states`; tokens int32[n]: what its n columns from `first` on encode."""
 
     states: KeysValues
     row: int
+    first: int
     tokens: NDArray[np.int32]
 
 
@@ -33,8 +34,17 @@ class Reuse:
         self._by_root: dict[bytes, list[Kept]] = {}
         self._lengths: dict[int, int] = {}
 
-    def keep(self, states: KeysValues, tokens: list[NDArray[np.int32]], roots: list[int]) -> None:
-        """Takes in rows that ended together; the first `roots[i]` of `tokens[i]` were given, not drawn."""
+    def keep(
+        self,
+        states: KeysValues,
+        first: list[int],
+        tokens: list[NDArray[np.int32]],
+        roots: list[int],
+    ) -> None:
+        """Takes in rows that ended together, row i from column `first[i]` on.
+
+        The first `roots[i]` of `tokens[i]` were given, the others drawn.
+        """
         size = sum(k.nbytes + v.nbytes for k, v in states)
         if size > self.capacity:
             return
@@ -42,7 +52,7 @@ class Reuse:
             self._forget()
         items = []
         for row, (path, root) in enumerate(zip(tokens, roots, strict=True)):
-            key, kept = path[:root].tobytes(), Kept(states, row, path)
+            key, kept = path[:root].tobytes(), Kept(states, row, first[row], path)
             self._by_root.setdefault(key, []).append(kept)
             self._lengths[root] = self._lengths.get(root, 0) + 1
             items.append((key, kept))

@@ -157,9 +157,9 @@ class TransformersSampler:
             while self._rows.count and len(self._ready) < enough:
                 self._decode()
         except BaseException:
-            # Rows may be half-way through a token: none of them can go on.
-            self._tickets -= set(self._rows.tickets_in_use)
+            # Rows may be half-way through a token, or half admitted: none of them can go on.
             self._drop_rows()
+            self._tickets = {ticket for ticket, _ in self._queue}
             raise
         finally:
             if training:
@@ -318,7 +318,8 @@ class TransformersSampler:
         # The last token drawn was never run.
         drawn = [self._rows.tokens[row, : self._rows.made[row] - 1] for row in ended]
         tokens = [np.concatenate([w.prefix, d]) for w, d in zip(works, drawn, strict=True)]
-        self._reuse.keep(self._cache.take(ended), tokens, [len(w.prefix) - 1 for w in works])
+        states, first = self._cache.take(ended)
+        self._reuse.keep(states, first, tokens, [len(w.prefix) - 1 for w in works])
 
     def _finish(self, row: int) -> None:
         """Hands out the span of a row that ended."""
