@@ -50,6 +50,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Result:
+    """One variant of one shape: medians over rounds, and the CPU seconds of each round."""
+
     shape: str
     variant: str
     tokens: int
@@ -102,9 +104,11 @@ class Grower:
         self.tree = Tree(self.tokens(prompt), seed=0, max_completion_length=4096)
 
     def tokens(self, count: int) -> np.ndarray:
+        """Random token ids, int32[count]."""
         return self.rng.integers(0, self.vocabulary, count, dtype=np.int32)
 
     def span(self, node: int, count: int, finish: Finish) -> int:
+        """Appends a span; returns its row."""
         zero = np.zeros(count, np.float32)
         span = Span(self.tokens(count), zero, zero, 0, finish)
         return self.tree.append(self.tree.request(node, 1), 0, span)
@@ -117,7 +121,14 @@ def flat_tokens(tree: Tree) -> int:
 # Work ------------------------------------------------------------------------------------------------------
 
 
-def make_policy(layers: int, vocabulary: int) -> Policy:
+def make_policy(
+    layers: int,
+    vocabulary: int,
+    *,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Policy:
+    """SmolLM2-135M's width with random weights."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -130,15 +141,13 @@ def make_policy(layers: int, vocabulary: int) -> Policy:
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 100000.0},
     )
-    return wrap_model(LlamaForCausalLM(config), name="bench", device=torch.device("cpu"))
+    return wrap_model(LlamaForCausalLM(config).to(dtype), name="bench", device=device)
 
 
 def make_work(policy: Policy, tree: Tree, variant: str, *, all_rows: bool) -> Work:
     if variant == "tree":
         credit = random_credit(tree)
-        batches = pack_trees(
-            [tree], [credit], max_tokens=MAX_TOKENS, row_tokens=policy.row_tokens
-        )
+        batches = pack_trees([tree], [credit], max_tokens=MAX_TOKENS, row_tokens=policy.row_tokens)
         return Work(policy, batches, 1.0)
     leaves = training_leaves(tree)
     paths = [single_path(tree, leaf) for leaf in leaves]
@@ -171,7 +180,7 @@ def step(work: Work) -> None:
     """Forward and backward of a policy-gradient loss with an entropy bonus; the gradient is dropped."""
     for batch in work.batches:
         lp, entropy = token_logprobs(work.policy, batch, with_entropy=True, grad=True)
-        mass = torch.from_numpy(batch.positive - batch.negative).float()
+        mass = torch.from_numpy(batch.positive - batch.negative).to(lp)
         assert entropy is not None
         (-(mass * lp).sum() - 0.01 * entropy.sum()).backward()
     work.policy.model.zero_grad(set_to_none=True)
@@ -237,9 +246,7 @@ def run(arguments: argparse.Namespace) -> list[Result]:
         cpu = [pair[0] for pair in seconds]
         wall = statistics.median(pair[1] for pair in seconds)
         memory = None if arguments.no_memory else peak_mb(arguments, shape, variant)
-        results.append(
-            Result(shape, variant, tokens, statistics.median(cpu), wall, cpu, memory)
-        )
+        results.append(Result(shape, variant, tokens, statistics.median(cpu), wall, cpu, memory))
     return results
 
 
@@ -280,7 +287,7 @@ def show(lines: list[dict[str, object]]) -> None:
     columns = ["shape", "variant", "tokens", "cpu_s", "wall_s", "peak_mb"]
     columns += ["speedup", "speedup_range", "ceiling", "fraction"]
     for column in columns:
-        table.add_column(column, justify="left" if column in columns[:2] else "right")
+        table.add_column(column, justify="left" if column in columns[:2] else "right", no_wrap=True)
     for line in lines:
         is_tree = line["variant"] == "tree"
         hidden = () if is_tree else ("ceiling", "fraction")
@@ -288,7 +295,7 @@ def show(lines: list[dict[str, object]]) -> None:
             *("" if column in hidden else str(line[column]) for column in columns),
             end_section=is_tree,
         )
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def parse() -> argparse.Namespace:

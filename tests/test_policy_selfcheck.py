@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     BloomConfig,
     Cohere2Config,
@@ -18,7 +19,6 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 from tests.support_policy import random_tree, reference, tiny_llama
 from treerl.errors import ConfigError
@@ -61,9 +61,7 @@ WINDOWED = {
     "mistral": MistralConfig(**SIZES, sliding_window=4096),
     "gemma2": Gemma2Config(**SIZES, head_dim=16),
     "cohere2": Cohere2Config(**SIZES, logit_scale=0.2),
-    "llama4": Llama4TextConfig(
-        **SIZES, head_dim=16, intermediate_size_mlp=64, num_local_experts=2
-    ),
+    "llama4": Llama4TextConfig(**SIZES, head_dim=16, intermediate_size_mlp=64, num_local_experts=2),
     "gpt_oss": GptOssConfig(**SIZES, head_dim=16, num_local_experts=4),
 }
 REFUSED = {
@@ -90,13 +88,13 @@ def test_full_attention_passes_with_every_variant(name):
 @pytest.mark.parametrize("name", WINDOWED)
 def test_windows_pass_dense_and_are_refused_otherwise(name):
     check_packing(load(WINDOWED[name], "dense"))
-    with pytest.raises(ConfigError, match='policy.attention = "dense"'):
+    with pytest.raises(ConfigError, match=r'policy\.attention = "dense"'):
         check_packing(load(WINDOWED[name], "runs"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_by_config(name):
-    with pytest.raises(ConfigError, match='update.pack = "flat"'):
+    with pytest.raises(ConfigError, match=r'update\.pack = "flat"'):
         check_config(load(REFUSED[name]))
 
 
@@ -108,7 +106,9 @@ def test_refused_by_the_twin_alone(name):
 
 def test_refusal_names_numbers_layers_and_remedy(monkeypatch):
     monkeypatch.setattr(selfcheck, "check_config", lambda policy, max_path=None: None)
-    message = r"lfm2: packed and single-row log-probs differ by .* \(limit 1e-4\); layer kinds: conv, "
+    message = (
+        r"lfm2: packed and single-row log-probs differ by .* \(limit 1e-4\); layer kinds: conv, "
+    )
     with pytest.raises(ConfigError, match=message):
         check_packing(load(REFUSED["lfm2"]))
 

@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from treerl.config import UpdateSettings
-from treerl.policy.optimizer import PolicyOptimizer, linear_warmup, warmup_cosine
+from treerl.policy.optimizer import (
+    PolicyOptimizer,
+    linear_warmup,
+    warmup_cosine,
+    warmup_linear,
+)
 
 
 def layer(dtype=torch.float32, value=1.0):
@@ -98,3 +103,8 @@ def test_a_restored_optimizer_keeps_its_own_settings():
     assert again.step().lr == 0.02
     assert again.steps == 2
     assert optimizer.state_dict()["step/bias"].item() == 1
+
+
+def test_linear_schedule_rises_then_falls_to_zero_behind_the_last_step():
+    factors = [warmup_linear(2, 6)(step) for step in range(7)]
+    assert factors == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0])

@@ -2,7 +2,7 @@
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Event
+from threading import Event, Timer
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ from treerl.search.sampler import Finish, Origin
 from treerl.search.scheduler import Counts, Growth, grow
 from treerl.search.strategy import make_strategy
 from treerl.search.tree import ROOT, Tree
+from treerl.verifiers.verdict import Verdict
 
 CURE = CureSearch(cut=EntropyTopK(min_characters=1))
 
@@ -295,3 +296,25 @@ def test_search_itself_costs_little(settings):
     begun = time.process_time()
     grow_trees(settings, sampler=Canned(), trees=32, max_completion_length=50)
     assert time.process_time() - begun < 0.5
+
+
+def test_in_order_takes_verdicts_as_submitted_whatever_their_speed():
+    """Late verdicts of the first tree hold nothing back but the order in which all of them are told."""
+
+    def grown(delays):
+        told = []
+        waits = iter(delays)
+
+        def judge(problems, completions):
+            future: Future = Future()
+            verdicts = [Verdict("scored", 1.0, "x")] * len(problems)
+            told.append([completion.text for completion in completions])
+            Timer(next(waits), future.set_result, [verdicts]).start()
+            return future
+
+        growths = [growth(FlatSearch(num_generations=2), seed=seed) for seed in range(4)]
+        order = [g.tree.seed for g in grow(growths, FakeSampler(), judge, decode_text, in_order=True)]
+        return order, told
+
+    delays = [0.08, 0.0, 0.04, 0.0] * 8
+    assert grown(delays) == grown(delays[::-1])

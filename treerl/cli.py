@@ -6,10 +6,10 @@ Every command has --json for machines and ends with 0 (ok), 1 (failed or interru
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,6 +17,9 @@ from rich.logging import RichHandler
 
 from treerl import __version__
 from treerl.errors import ConfigError, DataError, TreerlError
+
+if TYPE_CHECKING:
+    from treerl.config import Recipe
 
 app = typer.Typer(
     name="treerl",
@@ -52,13 +55,16 @@ def _guard() -> Iterator[None]:
     except (ConfigError, DataError) as error:
         _fail(str(error), 2)
     except TreerlError as error:
-        _fail(str(error), 1)
+        _fail(str(error), 1, getattr(error, "__notes__", ()))
     except KeyboardInterrupt:
         _fail("interrupted", 1)
 
 
-def _fail(message: str, code: int) -> NoReturn:
-    console(stderr=True).print(f"[bold red]treerl:[/] {_escape(message)}", highlight=False)
+def _fail(message: str, code: int, notes: Sequence[str] = ()) -> NoReturn:
+    out = console(stderr=True)
+    out.print(f"[bold red]treerl:[/] {_escape(message)}", highlight=False, soft_wrap=True)
+    for note in notes:
+        out.print(_escape(note), highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -96,28 +102,49 @@ def main(
 
 @app.command()
 def train(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A .toml file or the name of a shipped recipe"),
+    ] = None,
     overrides: Overrides = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", help="Go on: a run folder, or `latest` for the recipe's own"),
+        typer.Option(
+            "--resume",
+            help="Go on with a run: its folder, or `latest` for the recipe's newest; "
+            "the recipe stored there counts",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train by tree search: search, verify, store, credit, update, step by step."""
     with _guard():
-        from treerl.recipe import load_recipe
-
-        resolved = load_recipe(recipe, overrides or [])
+        resolved = _recipe_to_train(recipe, overrides or [], resume)
         if dry_run:
             _emit(resolved.model_dump(mode="json"))
             return
         from treerl.engine.train import train_run
 
-        summary = train_run(resolved, resume=resume, console=console(), quiet=as_json)
+        summary = train_run(resolved, resume=resume is not None, console=console(), quiet=as_json)
         if as_json:
             _emit(summary)
+
+
+def _recipe_to_train(name: str | None, overrides: list[str], resume: str | None) -> "Recipe":
+    """The recipe to train with: the one named, or that of the run to go on with."""
+    from treerl.engine.folder import folder_to_resume, resumed_recipe
+    from treerl.recipe import load_recipe
+
+    if name is None and resume in (None, "latest"):
+        raise ConfigError("give a recipe (`treerl recipe ls`), or --resume and a run's folder")
+    recipe = None if name is None else load_recipe(name, overrides)
+    if recipe is not None and resume == "latest":
+        return resumed_recipe(folder_to_resume(recipe), overrides)
+    if resume is not None:
+        return resumed_recipe(Path(resume), overrides)
+    assert recipe is not None
+    return recipe
 
 
 @app.command()
@@ -190,6 +217,7 @@ def sft(
     batch: Annotated[int, typer.Option(min=1, help="Examples a step")] = 16,
     lr: Annotated[float | None, typer.Option(help="Learning rate; default the recipe's")] = None,
     output: Annotated[Path, typer.Option(help="Folder for the trained model")] = Path("runs/sft"),
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Supervised warm start, or rejection fine-tuning from the replay cache."""
@@ -199,6 +227,9 @@ def sft(
         resolved = load_recipe(recipe, overrides or [])
         if (data is None) == (not from_replay):
             raise ConfigError("sft: give either --data FILE or --from-replay")
+        if dry_run:
+            _emit(resolved.model_dump(mode="json"))
+            return
         from treerl.engine.warm_start import sft_run
 
         result = sft_run(
@@ -233,6 +264,7 @@ def inspect(
         from treerl.engine.show import list_trees, show_node, show_tree
 
         out = None if as_json else console()
+        result: Any
         if tree is None:
             result = list_trees(url, run=run, limit=limit, console=out)
         elif node is None:
@@ -291,6 +323,7 @@ def recipe_copy(
     name: RecipeName,
     target: Annotated[Path, typer.Argument(help="File to write")],
     force: Annotated[bool, typer.Option(help="Overwrite")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Copy a recipe to a file of your own."""
     with _guard():
@@ -298,7 +331,13 @@ def recipe_copy(
 
         if target.exists() and not force:
             raise ConfigError(f"{target} exists; --force overwrites it")
-        target.write_text(recipe_path(name).read_text(encoding="utf-8"), encoding="utf-8")
+        text = recipe_path(name).read_text(encoding="utf-8")
+        try:
+            target.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"{target} cannot be written: {error.strerror}") from None
+        if as_json:
+            _emit({"written": str(target)})
 
 
 def _first_comment(path: Path) -> str:
@@ -412,9 +451,15 @@ def replay_check(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 
 @replay_app.command("upgrade")
-def replay_upgrade(url: Annotated[str, typer.Argument()] = DEFAULT_URL) -> None:
+def replay_upgrade(
+    url: Annotated[str, typer.Argument()] = DEFAULT_URL, as_json: AsJson = False
+) -> None:
     """Bring a cache made by an older treerl to this version's schema."""
     with _guard():
         from treerl.engine.cache import upgrade
 
-        console().print(upgrade(url), highlight=False)
+        done = upgrade(url)
+        if as_json:
+            _emit({"done": done})
+        else:
+            console().print(done, highlight=False)

@@ -394,6 +394,8 @@ class UpdateSettings(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     warmup_steps: NonNegative = 0
     """Optimizer steps over which lr rises linearly."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """After the warm-up: constant, or falling linearly to 0 at the end of `max_steps`."""
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     num_iterations: Positive = 1
     """Passes over a step's trees."""
@@ -452,6 +454,9 @@ class Recipe(Section):
     """Optimizer steps of the run: one search, one update each."""
     max_minutes: Annotated[float, Field(gt=0)] | None = None
     """Stop after this much search and training time (evaluation not counted)."""
+    deterministic: bool = True
+    """Verdicts are taken in a fixed order before the sampler goes on, so that a run repeats to the bit on one
+    device; false: the sampler never waits for a verdict, and rounding may depend on timing."""
     run: RunSettings = RunSettings()
     task: TaskSettings = ChainTask()
     policy: PolicySettings = PolicySettings()

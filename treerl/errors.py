@@ -13,6 +13,10 @@ class DataError(TreerlError):
     """An input file or data set cannot be read as asked; the message names file, line and column."""
 
 
+class Interrupted(TreerlError):
+    """The user stopped a run (Ctrl-C); the message has the command that goes on with it."""
+
+
 class SamplerError(TreerlError):
     """The sampler cannot continue (engine lost, weights broken, prefix longer than its context)."""
 

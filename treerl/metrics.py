@@ -6,67 +6,92 @@ TRL's names where TRL has one, else `area/name`. Metrics are not logs; nothing h
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from treerl.errors import StoreError
+
 METRICS: dict[str, str] = {
-    "step": "optimizer steps' search-and-update cycles done, from 1",
-    "seed": "seed of the recipe",
-    "reward": "mean reward of the judged leaves drawn in this step",
-    "reward_std": "standard deviation of the leaf rewards, mean over trees (ddof 1)",
+    # A run's row 0 has step, seed and the evaluation of the start; each later row is one step.
+    "step": "search-and-update steps done; row 0 holds the evaluation of the start",
+    "seed": "seed of the recipe (row 0)",
+    "reward": "mean reward of the judged leaves drawn for this step's trees (cached ones not counted)",
+    "reward_std": "standard deviation of a tree's leaf rewards, mean over trees (ddof 1)",
     "frac_reward_zero_std": "share of trees whose leaves all have one reward",
     "entropy": "mean entropy at temperature 1 of the tokens drawn, nats",
-    "num_tokens": "tokens generated since the start of the run",
+    "num_tokens": "tokens generated for this run's trees so far",
     "step_time": "seconds of the step: search, write, credit, update; evaluation not counted",
     "train_time": "seconds of all steps so far",
+    "train_cpu_time": "CPU seconds of this process in all steps so far, all threads",
     "completions/mean_length": "mean tokens of a completion",
     "completions/max_length": "longest completion, tokens",
     "completions/clipped_ratio": "share of leaves that ended by length",
-    "search/generated_tokens": "tokens generated in this step",
+    "search/generated_tokens": "tokens of this step's trees, cached ones not counted",
     "search/prefill_tokens": "prompt and prefix tokens encoded in this step",
-    "search/trees": "trees that were searched",
+    "search/trees": "trees that were searched in this step",
     "search/adopted_trees": "trees taken from the store after a resume instead of being searched again",
-    "search/dropped_prompts": "prompts over sampler.max_prompt_length",
-    "search/nodes_per_tree": "mean number of spans a tree",
-    "search/leaves_per_tree": "mean number of ended leaves a tree",
+    "search/dropped_prompts": "prompts over sampler.max_prompt_length or without room in the model's context",
+    "search/nodes_per_tree": "mean number of spans a tree, the prompt's included",
+    "search/leaves_per_tree": "mean number of ended leaves a tree, cached ones included",
     "search/seconds": "seconds of search, judging included",
-    "search/tokens_per_second": "generated tokens per second of search",
+    "search/tokens_per_second": "tokens generated now per second of search",
     "search/exit/*": "trees that stopped for this reason",
     "verify/scored": "verdicts with a reward",
     "verify/skipped": "verdicts `not applicable`",
     "verify/timeout": "answers whose judge was killed at the time limit",
     "verify/error": "answers whose judge raised or died",
-    "replay/cached_leaves": "leaves taken from the cache into this step's trees",
-    "replay/trees_with_cache": "trees that took at least one cached solution",
-    "replay/write_seconds": "seconds the step waited for the database",
+    "replay/cached_leaves": "leaves in this step's trees that came from the cache",
+    "replay/trees_with_cache": "trees with at least one cached leaf",
+    "replay/write_seconds": "seconds the step waited to hand its trees to the writer of the database",
+    "replay/trained_tokens": "cached tokens that took the loss, summed over optimizer steps",
+    "replay/ratio_mean": "mean ratio of cached tokens: policy now to the policy that drew them",
+    "replay/ess": "effective sample size of the cached tokens' ratios, as a share",
+    "credit/advantage_mean": "mean advantage of the trained tokens",
     "credit/advantage_abs": "mean absolute advantage of the trained tokens",
+    "credit/positive_on_wrong": "share of the tokens of wrong leaves whose advantage is positive",
+    "credit/negative_on_right": "share of the tokens of right leaves whose advantage is negative",
     "credit/dropped_trees": "trees without training signal that left the batch",
     "credit/seconds": "seconds of credit assignment",
-    "train/loss": "loss of the update, mean over optimizer steps",
-    "train/grad_norm": "gradient norm before clipping, mean over optimizer steps",
-    "train/lr": "learning rate of the last optimizer step",
+    "loss": "loss of the update, mean over optimizer steps",
+    "grad_norm": "gradient norm before clipping, mean over optimizer steps",
+    "learning_rate": "learning rate of the last optimizer step",
+    "train/grad_norm_max": "largest gradient norm before clipping",
     "train/optimizer_steps": "optimizer steps taken in this step",
-    "train/skipped_steps": "optimizer steps without any credit",
-    "train/trained_tokens": "unique tree tokens run forward and backward, prompts included",
-    "train/flat_tokens": "tokens the same rows would take one row a leaf",
-    "train/tree_token_ratio": "flat_tokens / tokens run once each: the ceiling of packing",
+    "train/skipped_steps": "optimizer steps left out because nothing had a gradient",
+    "train/trees": "trees that carried a gradient",
+    "train/tokens_trained": "unique tokens that took the loss, over all iterations",
+    "train/tokens_packed": "tokens run forward and backward, prompts and repeated paths included",
+    "train/tokens_padded": "the same with padding",
+    "train/tokens_flat": "tokens that one row a leaf would run",
+    "train/tree_token_ratio": "tokens_flat / tokens_packed: the ceiling of packing",
+    "train/total_tokens_trained": "tokens_trained since the start of the run",
     "train/seconds": "seconds of the update",
-    "train/tokens_per_second": "trained tokens per second of update",
-    "train/total_trained_tokens": "trained tokens since the start of the run",
+    "train/tokens_per_second": "tokens trained per second of update",
+    "train/entropy": "mean entropy of the trained tokens: the loss's where it computes one, else the sampler's",
+    "train/first_ratio_out_of_band": "share of tokens outside the clip band in the first optimizer step",
+    "train/clip_dual": "share of negative mass capped by the dual clip",
     "train/ratio_mean": "mean ratio of new to old probability",
     "train/ratio_max": "largest ratio",
+    "train/ratio_min": "smallest ratio",
+    "train/approx_kl": "k3 estimate of the KL between the policy at the start of the update and now",
+    "time/update_*": "seconds of one phase of the update: pack, old, reference, forward, backward, optimizer",
     "kl": "KL estimate to the reference policy, mean a token",
-    "approx_kl": "k3 estimate of the KL between the policy at the start of the update and now",
     "clip_ratio/low_mean": "share of negative mass clipped below",
     "clip_ratio/high_mean": "share of positive mass clipped above",
-    "clip_ratio/dual_mean": "share of negative mass capped by the dual clip",
+    "clip_ratio/region_mean": "share of tokens outside the clip band",
     "sampling/sampling_logp_difference/mean": "mean |trainer - sampler| log-prob of the fresh tokens",
     "sampling/sampling_logp_difference/max": "largest such difference",
-    "mismatch/k3_kl": "k3 KL between sampler and trainer",
-    "mismatch/ess": "effective sample size of the importance weights before the clamp, as a share",
-    "eval/*": "held-out results: avg@k, pass@k, maj@k, greedy, se",
+    "sampling/importance_sampling_ratio/min": "smallest weight trainer / sampler before the cap",
+    "sampling/importance_sampling_ratio/mean": "mean weight",
+    "sampling/importance_sampling_ratio/max": "largest weight",
+    "mismatch/k1": "k1 KL between sampler and trainer",
+    "mismatch/k3": "k3 KL between sampler and trainer",
+    "mismatch/ess": "effective sample size of the importance weights before the cap, as a share",
+    "mismatch/capped_frac": "share of importance weights over the cap",
+    "eval/*": "held-out results: avg@k, pass@k, maj@k, greedy, se, problems, tokens, unjudged answers",
 }
 """Every name a run may write; `*` stands for one word or path."""
 
@@ -79,17 +104,18 @@ def is_documented(name: str) -> bool:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl; on a resume, lines after the checkpoint's step are cut off first."""
+    """Appends to metrics.jsonl; lines of an earlier attempt after step `keep_until` are cut off first."""
 
-    def __init__(self, path: Path, *, keep_until: int = 0) -> None:
+    def __init__(self, path: Path, *, keep_until: int = -1) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            kept = [row for row in read_metrics(path) if row.get("step", 0) <= keep_until]
-            draft = path.with_suffix(".tmp")
-            draft.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-            os.replace(draft, path)
-        self._file = path.open("a", encoding="utf-8")
+        with _store_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                kept = [row for row in read_metrics(path) if row.get("step", 0) <= keep_until]
+                draft = path.with_suffix(".tmp")
+                draft.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+                os.replace(draft, path)
+            self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -100,12 +126,26 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        # What a full disk left in the buffer fails once more here; `write` has said so.
+        with suppress(OSError):
+            self._file.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """One line, flushed. NaN and infinities become null: JSON has none."""
-        self._file.write(_line(row))
-        self._file.flush()
+        """One line, flushed. NaN and infinities become null: JSON has none. Raises StoreError (full disk)."""
+        with _store_errors(self.path):
+            self._file.write(_line(row))
+            self._file.flush()
+
+
+@contextmanager
+def _store_errors(path: Path) -> Iterator[None]:
+    """Turns a failed write into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror}. Free some space or choose another run.output_dir"
+        ) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -83,8 +83,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    for override in overrides:
-        _apply_override(data, override)
+    apply_overrides(data, overrides)
     data.setdefault("run", {}).setdefault("name", f"{path.stem}-seed{data.get('seed', 0)}")
     return parse_recipe(data, source=str(path))
 
@@ -96,6 +95,13 @@ def parse_recipe(data: dict[str, Any], *, source: str = "recipe") -> Recipe:
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors()]
         raise ConfigError(f"{source}:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Puts `key=value` overrides into a nested recipe, in place; gives it back. Raises ConfigError."""
+    for override in overrides:
+        _apply_override(data, override)
+    return data
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:

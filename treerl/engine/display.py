@@ -82,9 +82,12 @@ def step_line(row: dict[str, Any]) -> str:
         f"reward {row['reward']:.3f}",
         f"entropy {row['entropy']:.2f}",
         f"{row['search/tokens_per_second'] / 1000:.1f}k tok/s drawn",
-        f"{row['train/tokens_per_second'] / 1000:.1f}k trained",
-        f"x{row['train/tree_token_ratio']:.2f} packed",
     ]
+    if row["train/trees"]:
+        parts.append(f"{row['train/tokens_per_second'] / 1000:.1f}k trained")
+        parts.append(f"x{row['train/tree_token_ratio']:.2f} packed")
+    else:
+        parts.append("nothing to learn from")
     if row["replay/cached_leaves"]:
         parts.append(f"{row['replay/cached_leaves']:.0f} cached")
     failed = row["verify/timeout"] + row["verify/error"]

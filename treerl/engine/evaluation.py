@@ -27,6 +27,8 @@ class Evaluated:
         out = self.sampled.metrics(ks)
         if self.greedy is not None:
             out["eval/greedy"] = float(self.greedy.accuracy.mean())
+        if self.sampled.dropped_prompts:
+            out["eval/dropped_prompts"] = self.sampled.dropped_prompts
         for name, count in self.sampled.outcomes.items():
             if name != "scored":
                 out[f"eval/verify_{name}"] = count
@@ -42,6 +44,8 @@ def evaluate_session(
     if not problems:
         raise ConfigError("there are no held-out problems: set task.heldout or task.heldout_path")
     prompts = session.prompts(problems)
+    if all(prompt is None for prompt in prompts):
+        raise session.no_prompt_fits(f"the {len(problems)} held-out problems")
 
     def run(temperature: float, num_samples: int, name: str) -> Evaluation:
         return evaluate(

@@ -53,14 +53,14 @@ def render_summary(summary: dict[str, Any]) -> RenderableType:
             shown = "-" if start is None else f"{start:.3f}"
             change = "-" if start is None else f"{value - start:+.3f}"
             table.add_row(label, shown, f"{value:.3f}", change)
-    lines = [table, Text()]
+    lines: list[Table | Text] = [table, Text()]
     if summary["gain"] is not None:
         error = summary["gain_standard_error"]
-        ratio = summary["gain"] / error if error else float("inf")
+        shown = f"; {summary['gain'] / error:.0f} times it" if error else ""
         lines.append(
             Text(
                 f"gain {summary['gain']:+.3f} ± {error:.3f} (standard error over the same "
-                f"{after['eval/problems']:.0f} problems; {ratio:.0f} times it)"
+                f"{after['eval/problems']:.0f} problems{shown})"
             )
         )
     lines.append(

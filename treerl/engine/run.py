@@ -1,4 +1,4 @@
-"""What identifies a training run: its folder, its row in the store, where its draws come from, its progress."""
+"""What identifies a training run: its header, where its draws come from, its progress."""
 
 import dataclasses
 import hashlib
@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +16,13 @@ from transformers.utils import logging as transformers_logging
 from treerl import __version__
 from treerl.canon import digest_hex
 from treerl.config import Recipe
-from treerl.engine.session import Paths, Session
-from treerl.errors import ConfigError
+from treerl.engine.folder import Paths
+from treerl.engine.session import Session
+from treerl.errors import StoreError
 from treerl.replay.keys import PolicyRef, Provenance, VerifierRef
 from treerl.verifiers.identity import verifier_identity
 
-transformers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @dataclass(slots=True)
@@ -47,33 +47,23 @@ class Progress:
         return dataclasses.asdict(self)
 
 
-def fresh_folder(recipe: Recipe) -> Recipe:
-    """The recipe with a run name whose folder is not taken: `name`, else `name-2`, `name-3`, ..."""
-    base = recipe.run.name or "run"
-    candidate, count = base, 1
-    while Path(recipe.run.output_dir.format(name=candidate)).exists():
-        count += 1
-        candidate = f"{base}-{count}"
-        if "{name}" not in recipe.run.output_dir:
-            raise ConfigError(
-                f"run.output_dir = {recipe.run.output_dir!r} exists: go on with --resume, choose another "
-                "folder, or put {name} into it"
-            )
-    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"name": candidate})})
-
-
 def write_header(paths: Paths, recipe: Recipe, run_id: str, position: int) -> None:
     """recipe.json: the resolved recipe and the versions that made the run."""
-    paths.root.mkdir(parents=True, exist_ok=True)
     header = {
         "run_id": run_id,
         "replay_position": position,
         "recipe": recipe.model_dump(mode="json"),
         "made_by": made_by(),
     }
-    draft = paths.recipe.with_suffix(".tmp")
-    draft.write_text(json.dumps(header, indent=1), encoding="utf-8")
-    os.replace(draft, paths.recipe)
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        draft = paths.recipe.with_suffix(".tmp")
+        draft.write_text(json.dumps(header, indent=1), encoding="utf-8")
+        os.replace(draft, paths.recipe)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {paths.recipe}: {error.strerror}; choose another run.output_dir"
+        ) from error
 
 
 def made_by() -> dict[str, Any]:

@@ -6,9 +6,10 @@ from rich.console import Console
 
 from treerl.config import Recipe
 from treerl.engine.display import Display
+from treerl.engine.folder import replay_url
 from treerl.engine.run import git_commit, made_by, provenance, weights_digest
-from treerl.engine.session import Session, replay_url
-from treerl.engine.step import search_metrics, search_step
+from treerl.engine.session import Session
+from treerl.engine.step import Searched, put_tree, search_metrics, search_step
 from treerl.errors import ConfigError
 from treerl.inspect.model import view_tree
 from treerl.inspect.render import render_mapping, render_tree
@@ -41,24 +42,18 @@ def search_run(
             f"search-{recipe.run.name}", header, git_commit=git_commit()
         )
         source = provenance(session, weights_digest(session.policy.model), run_id)
-        searched = search_step(
-            session,
-            asked,
-            step=0,
-            stored={},
-            cached={},
-            on_tree=lambda done, total: display.advance("searching", done, total),
-        )
         with Writer(session.store, run_id) as writer:
-            for problem, tree in zip(searched.problems, searched.trees, strict=True):
-                texts = {
-                    row: session.decode_text(tree.completion_tokens(row).tolist())
-                    for row in tree.leaves().tolist()
-                }
-                writer.put(tree, step=0, problem=problem, provenance=source, texts=texts)
+
+            def keep(searched: Searched, index: int) -> None:
+                put_tree(session, writer, searched, index, step=0, provenance=source)
+                display.advance("searching", searched.counts.trees, len(searched.trees))
+
+            searched = search_step(session, asked, step=0, on_tree=keep)
+        if not searched.trees:
+            raise session.no_prompt_fits("search")
         ids = [info.id for info in session.store.trees(run_id=run_id)]
         figures = search_metrics(searched)
-        if not quiet and prompt is not None and searched.trees:
+        if not quiet and prompt is not None:
             view = view_tree(
                 searched.trees[0], session.decode_text, question=prompt, truth=truth or "?"
             )
@@ -68,7 +63,7 @@ def search_run(
         shown = {name: value for name, value in figures.items() if not name.startswith("verify/")}
         console.print(render_mapping("", shown))
         console.print(
-            f"{len(ids)} trees stored; look at one: treerl inspect {ids[-1] if ids else ''} --url {url}",
+            f"{len(ids)} trees stored; look at one: treerl inspect {ids[-1]} --url {url}",
             highlight=False,
         )
     return {"url": url, "trees": ids, **figures}

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,6 +10,8 @@ from typing import Any, Self
 import torch
 
 from treerl.config import Recipe, SamplerSettings
+from treerl.engine.folder import replay_url, run_paths
+from treerl.errors import ConfigError
 from treerl.policy.model import Policy, load_policy
 from treerl.problem import Problem
 from treerl.replay.store import Store
@@ -24,38 +25,6 @@ from treerl.verifiers.workers import VerifierPool
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Paths:
-    """Where a run keeps its things."""
-
-    root: Path
-
-    @property
-    def metrics(self) -> Path:
-        """metrics.jsonl"""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of checkpoints, one folder each."""
-        return self.root / "checkpoints"
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe, JSON."""
-        return self.root / "recipe.json"
-
-
-def run_paths(recipe: Recipe) -> Paths:
-    """The folder of a run, `{name}` filled in."""
-    return Paths(Path(recipe.run.output_dir.format(name=recipe.run.name or "run")))
-
-
-def replay_url(recipe: Recipe) -> str:
-    """The database URL of a run, `{output_dir}` filled in."""
-    return recipe.replay.url.format(output_dir=run_paths(recipe).root)
-
-
 class Session:
     """Policy, sampler, task, verifiers and (if asked for) the store of one recipe, as a context manager."""
 
@@ -64,20 +33,22 @@ class Session:
     ) -> None:
         self.recipe = recipe
         self.paths = run_paths(recipe)
-        self._exit = ExitStack()
         if recipe.policy.threads is not None:
             torch.set_num_threads(recipe.policy.threads)
         self.task: TaskData = load_task(recipe.task)
         self.store: Store | None = None
-        if with_store:
-            self.store = self._exit.enter_context(Store.open(replay_url(recipe)))
-        self.pool: VerifierPool = self._exit.enter_context(VerifierPool(recipe.verifier))
         settings = recipe.policy
         if weights is not None:
             settings = settings.model_copy(update={"model": str(weights)})
-        self.policy: Policy = load_policy(settings)
-        self.sampler = self.make_sampler(recipe.sampler)
-        self.strategy: Strategy = make_strategy(recipe.search, self.decode_each)
+        with ExitStack() as opened:
+            if with_store:
+                self.store = opened.enter_context(Store.open(replay_url(recipe)))
+            self.pool: VerifierPool = opened.enter_context(VerifierPool(recipe.verifier))
+            self.policy: Policy = load_policy(settings)
+            self.sampler = self.make_sampler(recipe.sampler)
+            self.strategy: Strategy = make_strategy(recipe.search, self.decode_each)
+            self.max_prompt = self._max_prompt()
+            self._exit = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -107,10 +78,36 @@ class Session:
         return self.make_sampler(self.recipe.sampler.model_copy(update=changes))
 
     def prompts(self, problems: Sequence[Problem]) -> list[tuple[int, ...] | None]:
-        """Prompt token ids of each problem; None where over `sampler.max_prompt_length`."""
-        longest = self.recipe.sampler.max_prompt_length
+        """Prompt token ids of each problem; None where longer than `max_prompt`."""
         tokenizer, settings = self.policy.tokenizer, self.recipe.task.prompt
-        return [render_prompt(problem, tokenizer, settings, longest) for problem in problems]
+        return [
+            render_prompt(problem, tokenizer, settings, self.max_prompt) for problem in problems
+        ]
+
+    def no_prompt_fits(self, what: str) -> ConfigError:
+        """The error for problems that are all too long."""
+        limit, longest = self.recipe.sampler.max_prompt_length, self.max_prompt
+        reason = f"sampler.max_prompt_length = {limit}: raise it"
+        if longest < limit:
+            completion = self.recipe.sampler.max_completion_length
+            reason = (
+                f"{longest}, what sampler.max_completion_length = {completion} leaves of the model's "
+                f"context of {self.policy.max_length}: lower it"
+            )
+        return ConfigError(f"{what}: every prompt has more tokens than {reason}, or shorten them")
+
+    def _max_prompt(self) -> int:
+        """Tokens a prompt may have, so that a whole completion fits behind it. Raises ConfigError."""
+        sampler, context = self.recipe.sampler, self.policy.max_length
+        if context is None:
+            return sampler.max_prompt_length
+        left = context - sampler.max_completion_length
+        if left < 1:
+            raise ConfigError(
+                f"sampler.max_completion_length = {sampler.max_completion_length} leaves no room for a "
+                f"prompt in the model's context of {context} tokens: lower it"
+            )
+        return min(sampler.max_prompt_length, left)
 
     def decode_text(self, tokens: Sequence[int]) -> str:
         """Token ids to text, special tokens left out."""

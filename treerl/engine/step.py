@@ -12,26 +12,43 @@ import numpy as np
 from treerl.canon import derive_seed
 from treerl.engine.session import Session
 from treerl.problem import Problem
+from treerl.replay.keys import Provenance
 from treerl.replay.reuse import CachedSolution
-from treerl.search.sampler import Finish, Origin
+from treerl.replay.writer import Writer
+from treerl.search.sampler import Finish
 from treerl.search.scheduler import Counts, Growth, grow
 from treerl.search.tree import ROOT, Tree
+
+OUTCOMES = ("scored", "skipped", "timeout", "error")
+TreeName = tuple[str, int]
+"""Key of a problem, and which of the step's trees of that problem it is (from 0)."""
 
 
 @dataclass(slots=True)
 class Searched:
-    """Judged trees of one step in the order of its problems, and the figures of their search."""
+    """Judged trees of one step in the order of its problems, and the figures of their search.
+
+    adopted: indices of trees that came from the store. counts: what was done now, adopted trees not in it.
+    """
 
     problems: list[Problem]
+    names: list[TreeName]
     trees: list[Tree]
     adopted: set[int] = field(default_factory=set)
-    """Indices of trees that came from the store."""
     dropped_prompts: int = 0
-    cached_leaves: int = 0
-    trees_with_cache: int = 0
     counts: Counts = field(default_factory=Counts)
     prefill_tokens: int = 0
     seconds: float = 0.0
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens drawn for the trees, now or before they were adopted."""
+        return sum(tree.n_generated for tree in self.trees)
+
+    @property
+    def cached_leaves(self) -> int:
+        """Leaves that came from the cache."""
+        return sum(int(_is_cached(tree, tree.leaves()).sum()) for tree in self.trees)
 
 
 def search_step(
@@ -39,44 +56,67 @@ def search_step(
     problems: Sequence[Problem],
     *,
     step: int,
-    stored: Mapping[str, Tree],
-    cached: Mapping[str, Sequence[CachedSolution]],
-    on_tree: Callable[[int, int], None] = lambda done, total: None,
+    stored: Mapping[TreeName, Tree] | None = None,
+    cached: Mapping[str, Sequence[CachedSolution]] | None = None,
+    on_tree: Callable[[Searched, int], None] = lambda searched, index: None,
 ) -> Searched:
-    """Grows one tree a problem.
+    """Grows one tree a problem; `on_tree` hears of each the moment it is finished.
 
-    stored: trees this run already has for the step, by problem key; taken as they are. cached: solutions
-    of other searches by problem key, grafted under the root before the search begins.
+    stored: trees this run already has for the step, taken as they are. cached: solutions of other searches
+    by problem key, grafted under the root before the search begins.
     """
     begun = time.perf_counter()
     prompts = session.prompts(problems)
     kept = [i for i, prompt in enumerate(prompts) if prompt is not None]
-    out = Searched([problems[i] for i in kept], [], dropped_prompts=len(problems) - len(kept))
+    out = Searched([problems[i] for i in kept], tree_names([problems[i] for i in kept]), [])
+    out.dropped_prompts = len(problems) - len(kept)
+    stored = _adoptable(session, stored or {}, out.names)
     growths: list[Growth] = []
-    for index, which in enumerate(kept):
+    index_of: dict[int, int] = {}
+    for index, (which, name) in enumerate(zip(kept, out.names, strict=True)):
         problem, prompt = problems[which], prompts[which]
-        if problem.key in stored:
-            out.trees.append(stored[problem.key])
+        if name in stored:
+            out.trees.append(stored[name])
             out.adopted.add(index)
             continue
         tree = Tree(
             np.asarray(prompt, np.int32),
-            seed=derive_seed(session.recipe.seed, step, problem.key, 0),
+            seed=derive_seed(session.recipe.seed, step, *name),
             max_completion_length=session.recipe.sampler.max_completion_length,
         )
-        taken = graft_cached(tree, cached.get(problem.key, ()))
-        out.cached_leaves += taken
-        out.trees_with_cache += taken > 0
+        graft_cached(tree, (cached or {}).get(problem.key, ()))
         out.trees.append(tree)
+        index_of[id(tree)] = index
         growths.append(Growth(tree, session.strategy, problem, problem.question))
     prefilled = session.sampler.stats["prefill_tokens"]
-    for done, _ in enumerate(
-        grow(growths, session.sampler, session.pool.submit, session.decode_text, out.counts), 1
+    for done in grow(
+        growths, session.sampler, session.pool.submit, session.decode_text, out.counts
     ):
-        on_tree(done, len(growths))
+        on_tree(out, index_of[id(done.tree)])
     out.prefill_tokens = session.sampler.stats["prefill_tokens"] - prefilled
     out.seconds = time.perf_counter() - begun
     return out
+
+
+def tree_names(problems: Sequence[Problem]) -> list[TreeName]:
+    """Names of the trees of a step: a problem that comes up twice has two."""
+    seen: Counter[str] = Counter()
+    names = []
+    for problem in problems:
+        names.append((problem.key, seen[problem.key]))
+        seen[problem.key] += 1
+    return names
+
+
+def _adoptable(
+    session: Session, stored: Mapping[TreeName, Tree], names: Sequence[TreeName]
+) -> Mapping[TreeName, Tree]:
+    """The stored trees to take. On CPU a resumed run equals the unbroken one to the bit, and the numbers of
+
+    a tree depend in their last bits on what was batched with it: there a step is adopted whole or not at all.
+    """
+    whole = all(name in stored for name in names)
+    return stored if whole or session.policy.device.type != "cpu" else {}
 
 
 def graft_cached(tree: Tree, solutions: Iterable[CachedSolution]) -> int:
@@ -89,29 +129,53 @@ def graft_cached(tree: Tree, solutions: Iterable[CachedSolution]) -> int:
     return count
 
 
+def put_tree(
+    session: Session,
+    writer: Writer,
+    searched: Searched,
+    index: int,
+    *,
+    step: int,
+    provenance: Provenance,
+) -> None:
+    """Hands one finished tree to the writer, with the texts of its leaves."""
+    tree = searched.trees[index]
+    texts = {
+        row: session.decode_text(tree.completion_tokens(row).tolist())
+        for row in tree.leaves().tolist()
+    }
+    writer.put(
+        tree,
+        step=step,
+        number=searched.names[index][1],
+        problem=searched.problems[index],
+        provenance=provenance,
+        texts=texts,
+    )
+
+
 def search_metrics(searched: Searched) -> dict[str, float]:
-    """Metrics of the search, `search/...`, `verify/...`, `completions/...` and TRL's top-level names."""
-    trees = searched.trees
+    """Metrics of the search, `search/...`, `verify/...`, `completions/...` and TRL's top-level names.
+
+    Those that tell of trees count adopted trees too, so that a resumed run writes what the unbroken one wrote.
+    """
+    trees, counts = searched.trees, searched.counts
     fresh = [_fresh_leaves(tree) for tree in trees]
     rewards = [tree.nodes.reward[rows] for tree, rows in zip(trees, fresh, strict=True)]
     scored = [values[~np.isnan(values)] for values in rewards]
     lengths = [
         tree.completion_length(row) for tree, rows in zip(trees, fresh, strict=True) for row in rows
     ]
-    finishes = np.concatenate(
-        [t.nodes.finish[rows] for t, rows in zip(trees, fresh, strict=True)] or [[]]
-    )
-    drawn = np.concatenate([_fresh_entropies(tree) for tree in trees] or [np.zeros(0)])
-    counts = searched.counts
+    finishes = [t.nodes.finish[rows] for t, rows in zip(trees, fresh, strict=True)]
     out: dict[str, float] = {
-        "reward": _mean(np.concatenate(scored or [np.zeros(0)])),
+        "reward": _mean(_joined(scored)),
         "reward_std": _mean([float(v.std(ddof=1)) for v in scored if len(v) > 1]),
         "frac_reward_zero_std": _mean([float(tree.is_uniform()) for tree in trees]),
-        "entropy": _mean(drawn),
+        "entropy": _mean(_joined([_fresh_entropies(tree) for tree in trees])),
         "completions/mean_length": _mean(lengths),
         "completions/max_length": max(lengths, default=0),
-        "completions/clipped_ratio": _mean(finishes == Finish.LENGTH),
-        "search/generated_tokens": counts.generated_tokens,
+        "completions/clipped_ratio": _mean(_joined(finishes) == Finish.LENGTH),
+        "search/generated_tokens": searched.generated_tokens,
         "search/prefill_tokens": searched.prefill_tokens,
         "search/trees": len(trees) - len(searched.adopted),
         "search/adopted_trees": len(searched.adopted),
@@ -121,24 +185,36 @@ def search_metrics(searched: Searched) -> dict[str, float]:
         "search/seconds": searched.seconds,
         "search/tokens_per_second": counts.generated_tokens / max(searched.seconds, 1e-9),
         "replay/cached_leaves": searched.cached_leaves,
-        "replay/trees_with_cache": searched.trees_with_cache,
+        "replay/trees_with_cache": sum(bool(tree.draws.source.any()) for tree in trees),
     }
-    out |= {
-        f"verify/{name}": counts.outcomes[name]
-        for name in ("scored", "skipped", "timeout", "error")
-    }
+    outcomes: Counter[str] = Counter(
+        tree.verdicts[row].outcome
+        for tree, rows in zip(trees, fresh, strict=True)
+        for row in rows.tolist()
+        if row in tree.verdicts
+    )
+    out |= {f"verify/{name}": outcomes[name] for name in OUTCOMES}
     exits = Counter(str(tree.meta.get("exit", "unknown")) for tree in trees)
     return out | {f"search/exit/{name}": count for name, count in sorted(exits.items())}
 
 
+def _is_cached(tree: Tree, rows: Any) -> Any:
+    """Whether spans were taken from the cache: by their draw, which a split does not change (bool[rows])."""
+    return tree.draws.source[tree.nodes.draw[rows]] > 0
+
+
 def _fresh_leaves(tree: Tree) -> Any:
     leaves = tree.leaves()
-    return leaves[tree.nodes.origin[leaves] != Origin.CACHE]
+    return leaves[~_is_cached(tree, leaves)]
 
 
 def _fresh_entropies(tree: Tree) -> Any:
     cached = np.repeat(tree.draws.source > 0, tree.draws.length)
     return tree.tokens.entropy[tree.tokens.mask & ~cached]
+
+
+def _joined(columns: list[Any]) -> Any:
+    return np.concatenate(columns) if columns else np.zeros(0)
 
 
 def _mean(values: Any) -> float:

@@ -7,7 +7,6 @@ Trees are in the store before they are trained on, so a resumed run takes them f
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,27 +19,27 @@ from treerl.credit.deepsearch import PAPER, Discount
 from treerl.credit.dense import Signals
 from treerl.engine.display import Display
 from treerl.engine.evaluation import Evaluated, evaluate_session
+from treerl.engine.folder import fresh_folder, replay_url, resume_command, run_paths
 from treerl.engine.report import gain_between, render_summary, summarise
 from treerl.engine.run import (
     Progress,
-    fresh_folder,
     git_commit,
     made_by,
     provenance,
     weights_digest,
     write_header,
 )
-from treerl.engine.session import Session, replay_url, run_paths
-from treerl.engine.step import Searched, search_metrics, search_step
-from treerl.errors import ConfigError
+from treerl.engine.session import Session
+from treerl.engine.step import Searched, TreeName, put_tree, search_metrics, search_step
+from treerl.errors import Interrupted, TreerlError
 from treerl.metrics import MetricsLog
 from treerl.policy.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
-from treerl.policy.optimizer import PolicyOptimizer
+from treerl.policy.optimizer import PolicyOptimizer, Schedule, linear_warmup, warmup_linear
 from treerl.policy.reference import freeze, score_trees
 from treerl.policy.selfcheck import check_packing
-from treerl.policy.update import UpdateReport, update_policy
+from treerl.policy.update import update_policy
+from treerl.policy.update_report import UpdateReport
 from treerl.problem import Problem
-from treerl.recipe import parse_recipe
 from treerl.replay.keys import Provenance
 from treerl.replay.reuse import Asked, CachedSolution, ReadBound, cached_solutions
 from treerl.replay.store import Store
@@ -48,43 +47,42 @@ from treerl.replay.writer import Writer
 from treerl.search.tree import Tree
 
 
-def train_run(
-    recipe: Recipe, *, resume: str | None, console: Console, quiet: bool
-) -> dict[str, Any]:
-    """Trains from the recipe, or goes on with a run; returns the summary.
+def train_run(recipe: Recipe, *, resume: bool, console: Console, quiet: bool) -> dict[str, Any]:
+    """Trains from the recipe, or goes on with its run; returns the summary.
 
-    resume: None, `latest` (the recipe's own folder) or a run folder, whose stored recipe then counts.
-    A KeyboardInterrupt leaves the store whole and the last checkpoint valid.
+    resume: the recipe is that of a run begun earlier (`treerl.engine.folder.resumed_recipe`).
+    Raises Interrupted on a KeyboardInterrupt: the store is then whole and the last checkpoint valid.
     """
     loaded = None
-    if resume is None:
-        recipe = fresh_folder(recipe)
-    else:
-        recipe = resumed_recipe(recipe, resume)
+    if resume:
         loaded = latest(run_paths(recipe).checkpoints)
+    else:
+        recipe = fresh_folder(recipe)
     with Session(recipe) as session, Display(console, quiet=quiet) as display:
-        trainer = Trainer(session, display, loaded)
         try:
-            summary = trainer.run()
+            summary = Trainer(session, display, loaded).run()
         except KeyboardInterrupt:
-            display.say(f"interrupted; go on with: treerl train {recipe.run.name} --resume latest")
+            if not session.paths.recipe.is_file():
+                raise
+            raise Interrupted(
+                f"interrupted; what is stored stays. Go on with: {resume_command(recipe)}"
+            ) from None
+        except TreerlError as error:
+            if session.paths.recipe.is_file():
+                error.add_note(f"go on with: {resume_command(recipe)}")
             raise
     if not quiet:
         console.print(render_summary(summary))
     return summary
 
 
-def resumed_recipe(recipe: Recipe, resume: str) -> Recipe:
-    """The stored recipe of the run to go on with; raises ConfigError if there is no such run."""
-    root = run_paths(recipe).root if resume == "latest" else Path(resume)
-    header = root / "recipe.json"
-    if not header.is_file():
-        raise ConfigError(
-            f"--resume {resume}: {header} is missing, so there is no run to go on with"
-        )
-    stored = json.loads(header.read_text(encoding="utf-8"))["recipe"]
-    stored["max_steps"] = recipe.max_steps
-    return parse_recipe(stored, source=str(header))
+def lr_schedule(recipe: Recipe) -> Schedule:
+    """Factor on the learning rate by optimizer step, over the whole run."""
+    update = recipe.update
+    if update.lr_schedule == "constant":
+        return linear_warmup(update.warmup_steps)
+    total = recipe.max_steps * update.num_iterations * update.mini_batches
+    return warmup_linear(update.warmup_steps, total)
 
 
 def discount_of(search: SearchSettings) -> Discount:
@@ -106,7 +104,9 @@ class Trainer:
             sampler = self.recipe.sampler
             longest = sampler.max_prompt_length + sampler.max_completion_length
             check_packing(session.policy, max_path=longest)
-        self.optimizer = PolicyOptimizer(session.policy.model, self.recipe.update)
+        self.optimizer = PolicyOptimizer(
+            session.policy.model, self.recipe.update, schedule=lr_schedule(self.recipe)
+        )
         # Both name the weights that the run starts from, so they come before a checkpoint's are loaded.
         self.reference = freeze(session.policy) if self._needs_reference() else None
         base_weights = weights_digest(session.policy.model)
@@ -116,21 +116,24 @@ class Trainer:
         session.sampler.set_version(self.progress.step)
 
     def _begin(self, loaded: Checkpoint | None) -> Progress:
-        if loaded is not None:
-            return Progress(**load_checkpoint(loaded.path, self.session.policy, self.optimizer))
-        if self.session.paths.recipe.is_file():
-            return self._begin_again()
-        name = self.recipe.run.name or "run"
-        position = self.store.position()
+        """Counters of the checkpoint, of a run stopped before its first one, or of a new run."""
+        paths, name = self.session.paths, self.recipe.run.name or "run"
         header = {"recipe": self.recipe.model_dump(mode="json"), "made_by": made_by()}
-        run_id = self.store.start_run(name, header, git_commit=git_commit())
-        write_header(self.session.paths, self.recipe, run_id, position)
-        return Progress(run_id, position)
-
-    def _begin_again(self) -> Progress:
-        """A run that was stopped before its first checkpoint keeps its id, its trees and its bound."""
-        header = json.loads(self.session.paths.recipe.read_text(encoding="utf-8"))
-        return Progress(header["run_id"], header["replay_position"])
+        if loaded is not None:
+            state = load_checkpoint(loaded.path, self.session.policy, self.optimizer)
+            progress = Progress(**state)
+        elif paths.recipe.is_file():
+            # It keeps its id, and with it its trees, and the bound of what it reads.
+            begun = json.loads(paths.recipe.read_text(encoding="utf-8"))
+            progress = Progress(begun["run_id"], begun["replay_position"])
+        else:
+            position = self.store.position()
+            run_id = self.store.start_run(name, header, git_commit=git_commit())
+            write_header(paths, self.recipe, run_id, position)
+            return Progress(run_id, position)
+        # A no-op unless the cache is another one than before.
+        self.store.start_run(name, header, run_id=progress.run_id)
+        return progress
 
     def _needs_reference(self) -> bool:
         return self.recipe.loss.kl_coef > 0 or self.recipe.advantage.estimator in NEEDS_SIGNALS
@@ -146,13 +149,13 @@ class Trainer:
             progress.before = started.metrics(recipe.eval.k)
         paths = self.session.paths
         with (
-            MetricsLog(paths.metrics, keep_until=progress.step) as metrics,
+            MetricsLog(paths.metrics, keep_until=self._saved) as metrics,
             Writer(self.store, progress.run_id) as writer,
         ):
-            if progress.step == 0:
+            if self._saved < 0:
                 metrics.write({"step": 0, "seed": recipe.seed, **progress.before})
             newest: Evaluated | None = None
-            while progress.step < recipe.max_steps and not self._out_of_time():
+            while not self._is_finished():
                 row = self._step(writer)
                 newest = None
                 if recipe.eval.every and progress.step % recipe.eval.every == 0:
@@ -180,6 +183,15 @@ class Trainer:
             f"search: {search.kind}, {search.trees_per_step} trees x {search.num_generations} leaves a "
             f"step; credit: {recipe.advantage.estimator}; cache: {replay_url(recipe)}"
         )
+        if self._is_finished():
+            self.display.say(
+                f"this run is finished ({self.progress.step} steps); --set max_steps=N takes it further"
+            )
+        elif self._saved >= 0:
+            self.display.say(f"going on behind step {self._saved}, its last whole checkpoint")
+
+    def _is_finished(self) -> bool:
+        return self.progress.step >= self.recipe.max_steps or self._out_of_time()
 
     def _out_of_time(self) -> bool:
         limit = self.recipe.max_minutes
@@ -204,29 +216,42 @@ class Trainer:
         recipe, progress = self.recipe, self.progress
         step = progress.step
         problems = self.session.task.problems_for_step(step, recipe.search.trees_per_step)
+        stored = self._stored(step)
+        waited = 0.0
+
+        def write(searched: Searched, index: int) -> None:
+            nonlocal waited
+            if searched.names[index] not in stored:
+                waited += self._write(writer, searched, index, step)
+
         searched = search_step(
             self.session,
             problems,
             step=step,
-            stored=self._stored(step),
+            stored=stored,
             cached=self._cached(problems, step),
+            on_tree=write,
         )
-        waited = self._write(writer, searched, step)
+        if step == 0 and not searched.trees:
+            raise self.session.no_prompt_fits(f"the {len(problems)} problems of the first step")
         report, credit_row = self._update(searched.trees, step)
         progress.step = step + 1
         self.session.sampler.set_version(progress.step)
-        progress.num_tokens += searched.counts.generated_tokens
+        progress.num_tokens += searched.generated_tokens
         progress.trained_tokens += report.tokens_trained
         progress.cached_leaves += searched.cached_leaves
         seconds = time.perf_counter() - begun
         progress.train_time += seconds
         progress.train_cpu_time += time.process_time() - cpu_begun
+        trained = report.metrics()
+        if "entropy" in trained:
+            trained["train/entropy"] = trained.pop("entropy")
         return {
             "step": progress.step,
             **search_metrics(searched),
             "replay/write_seconds": waited,
             **credit_row,
-            **report.metrics(),
+            **trained,
             "num_tokens": progress.num_tokens,
             "train/total_tokens_trained": progress.trained_tokens,
             "step_time": seconds,
@@ -234,10 +259,10 @@ class Trainer:
             "train_cpu_time": progress.train_cpu_time,
         }
 
-    def _stored(self, step: int) -> dict[str, Tree]:
+    def _stored(self, step: int) -> dict[TreeName, Tree]:
         """Trees of this step that an interrupted attempt of this run left in the store."""
         infos = self.store.trees(run_id=self.progress.run_id, step=step)
-        return {info.problem.key: self.store.load_tree(info.id).tree for info in infos}
+        return {(i.problem.key, i.number): self.store.load_tree(i.id).tree for i in infos}
 
     def _cached(self, problems: Sequence[Problem], step: int) -> dict[str, list[CachedSolution]]:
         """Verified solutions of other runs for these problems, by problem key."""
@@ -266,25 +291,10 @@ class Trainer:
         )
         return {a.problem.key: solutions for a, solutions in zip(asked, found, strict=True)}
 
-    def _write(self, writer: Writer, searched: Searched, step: int) -> float:
-        """Hands new trees to the writer; returns seconds spent."""
+    def _write(self, writer: Writer, searched: Searched, index: int, step: int) -> float:
+        """Hands a finished tree to the writer; returns seconds spent."""
         begun = time.perf_counter()
-        for index, (problem, tree) in enumerate(
-            zip(searched.problems, searched.trees, strict=True)
-        ):
-            if index in searched.adopted:
-                continue
-            texts = {
-                row: self.session.decode_text(tree.completion_tokens(row).tolist())
-                for row in tree.leaves().tolist()
-            }
-            writer.put(
-                tree,
-                step=step,
-                problem=problem,
-                provenance=self.provenance,
-                texts=texts,
-            )
+        put_tree(self.session, writer, searched, index, step=step, provenance=self.provenance)
         return time.perf_counter() - begun
 
     def _update(self, trees: list[Tree], step: int) -> tuple[UpdateReport, dict[str, float]]:

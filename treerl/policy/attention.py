@@ -84,7 +84,7 @@ def _make_mask(**options: Any) -> Tensor | None:
     """sdpa_mask, but under a tree forward: the layer type's mask for dense, none for runs and flex."""
     tree = _ACTIVE.get()
     if tree is None:
-        return sdpa_mask(**options)  # type: ignore[no-any-return]
+        return sdpa_mask(**options)
     if tree.variant != "dense":
         return None
     chunk = getattr(options.get("config"), "attention_chunk_size", None)

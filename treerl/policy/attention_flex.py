@@ -5,7 +5,7 @@ Compiled on CUDA; on CPU only the forward exists (torch has no backward there).
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ def flex_mask(end: Tensor, block: int = BLOCK) -> BlockMask:
     rows, slots = end.shape
     n_blocks = -(-slots // block)
     padded = n_blocks * block - slots
-    highest = torch.nn.functional.pad(end, (0, padded), value=0).view(rows, n_blocks, block).amax(-1)
+    highest = (
+        torch.nn.functional.pad(end, (0, padded), value=0).view(rows, n_blocks, block).amax(-1)
+    )
     lowest = torch.nn.functional.pad(end, (0, padded), value=0).view(rows, n_blocks, block).amin(-1)
     first = torch.arange(n_blocks, device=end.device) * block
     stop = torch.clamp(first + block, max=slots)
@@ -55,7 +57,7 @@ def attend_flex(
     query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scaling: float | None
 ) -> Tensor:
     """[B, H, T, D] queries over [B, Hkv, T, D] keys and values; returns [B, H, T, D]."""
-    attend = _compiled() if query.is_cuda else flex_attention
+    attend = _compiled() if query.is_cuda else cast(Callable[..., Any], flex_attention)
     grouped = query.shape[1] != key.shape[1]
     out = attend(query, key, value, block_mask=mask, scale=scaling, enable_gqa=grouped)
     assert isinstance(out, Tensor)
@@ -64,6 +66,11 @@ def attend_flex(
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
+    # One graph a bucket length, with and without gradient: more than dynamo's default of 8, past which it
+    # would run uncompiled and hold all T^2 scores.
+    from torch._dynamo import config  # slow to import, needed on CUDA only
+
+    config.recompile_limit = max(config.recompile_limit, 64)
     return torch.compile(flex_attention, dynamic=False)
 
 

@@ -6,13 +6,15 @@ not supported here.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from treerl.policy.batch import IntArray, PackedBatch
+from treerl.policy.batch import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,12 @@ def find_runs(batch: PackedBatch) -> tuple[RowRuns, ...]:
     )
 
 
-def _row_runs(prev: IntArray, filled: int) -> RowRuns:
+def _row_runs(prev: NDArray[Any], filled: int) -> RowRuns:
     """Runs of one row: `prev` int[T] local to the row, `filled` slots before the padding."""
     index = np.arange(filled)
-    starts = np.flatnonzero((prev[:filled] != index - 1) | (index == 0) | (prev[:filled] < 0))
+    starts: NDArray[Any] = np.flatnonzero(
+        (prev[:filled] != index - 1) | (index == 0) | (prev[:filled] < 0)
+    )
     starts = _chunked(starts, prev, filled)
     forks = prev[starts[prev[starts] >= 0]] + 1
     edges = np.unique(np.concatenate([starts, forks, [filled]]))
@@ -78,7 +82,7 @@ def _row_runs(prev: IntArray, filled: int) -> RowRuns:
     return RowRuns(tuple(runs), tuple(np.diff(edges).tolist()), len(prev) - filled)
 
 
-def _chunked(starts: IntArray, prev: IntArray, filled: int) -> IntArray:
+def _chunked(starts: NDArray[Any], prev: NDArray[Any], filled: int) -> NDArray[Any]:
     """Adds a start every CHUNK slots inside long runs; a root's run stays whole (plain causal)."""
     stops = np.append(starts[1:], filled)
     extra = [
@@ -95,8 +99,9 @@ def attend_runs(
     """[B, H, T, D] queries over [B, Hkv, T, D] keys and values; returns [B, H, T, D], 0 on padding."""
     if len(rows) == 1:
         return _attend_row(query, key, value, rows[0], scaling)
-    parts = zip(query.split(1), key.split(1), value.split(1), rows, strict=True)
-    return torch.cat([_attend_row(*part, scaling) for part in parts])
+    columns = (torch.split(column, 1) for column in (query, key, value))
+    parts = zip(*columns, rows, strict=True)
+    return torch.cat([_attend_row(q, k, v, row, scaling) for q, k, v, row in parts])
 
 
 def _attend_row(
@@ -104,9 +109,9 @@ def _attend_row(
 ) -> Tensor:
     # split has one backward node for all pieces; slicing would write a full-length gradient per slice.
     padding = [row.padding] if row.padding else []
-    queries = query.split([run.length for run in row.runs] + padding, 2)
-    keys = key.split([*row.atom_sizes, *padding], 2)
-    values = value.split([*row.atom_sizes, *padding], 2)
+    queries = torch.split(query, [run.length for run in row.runs] + padding, 2)
+    keys = torch.split(key, [*row.atom_sizes, *padding], 2)
+    values = torch.split(value, [*row.atom_sizes, *padding], 2)
     grouped = query.shape[1] != key.shape[1]
     parts = []
     for q, run in zip(queries, row.runs, strict=False):

@@ -3,8 +3,6 @@
 Used alike for lp_old, lp_ref and the training pass, so that the first ratio of an update is 1.
 """
 
-import contextlib
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,7 +11,7 @@ from treerl.errors import ConfigError
 from treerl.policy.attention import active, choose_variant, prepare
 from treerl.policy.batch import PackedBatch
 from treerl.policy.head import Head, edge_logprobs
-from treerl.policy.model import Policy
+from treerl.policy.model import Policy, checkpointing
 
 
 def token_logprobs(
@@ -36,7 +34,7 @@ def token_logprobs(
         raise ConfigError(
             f"sampler.temperature = {temperature}: training needs a positive temperature"
         )
-    with contextlib.nullcontext() if grad else torch.no_grad():
+    with checkpointing(policy) if grad else torch.no_grad():
         edges = np.flatnonzero(batch.own)
         if len(edges) == 0:
             zero = torch.zeros(batch.shape, device=policy.device, requires_grad=grad)
@@ -95,5 +93,5 @@ def _place(values: Tensor, edge: Tensor, batch: PackedBatch) -> Tensor:
     return flat.index_put((edge,), values).view(batch.shape)
 
 
-def _tensor(array: np.ndarray, policy: Policy) -> Tensor:  # type: ignore[type-arg]
+def _tensor(array: np.ndarray, policy: Policy) -> Tensor:
     return torch.from_numpy(array.astype(np.int64)).to(policy.device)

@@ -89,7 +89,7 @@ class _EdgeLogprobs(torch.autograd.Function):
         return logprob, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_logprob: Tensor, grad_entropy: Tensor) -> tuple[Any, ...]:
         hidden, weight, bias, row, target, normaliser, entropy = ctx.saved_tensors
         head, temperature, with_entropy, bounds = ctx.settings

@@ -1,15 +1,16 @@
 """Loading the policy: any Hugging Face causal LM, a GGUF file, or the embedded model; nothing trains here."""
 
+import contextlib
 import importlib.util
-import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treerl.errors import ConfigError
 from treerl.policy.attention import NAME, register
@@ -17,8 +18,6 @@ from treerl.policy.head import Head
 
 if TYPE_CHECKING:
     from treerl.config import PolicySettings
-
-log = logging.getLogger(__name__)
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "chain-0.4m"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -65,9 +64,7 @@ def load_policy(settings: "PolicySettings") -> Policy:
     dtype = choose_dtype(settings.dtype, device)
     source, options = _locate(settings.model)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, attn_implementation=NAME, **options
-        )
+        model = _load_weights(source, dtype, options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
@@ -82,6 +79,22 @@ def load_policy(settings: "PolicySettings") -> Policy:
         attention=settings.attention,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
+
+
+def _load_weights(source: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
+    """The model with plain weights, GGUF or not.
+
+    Newer transformers would leave GGUF weights in their blocks where they can, and call the model quantized
+    in any case, which they then refuse to save.
+    """
+    if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
+        options = {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, attn_implementation=NAME, **options
+    )
+    if "gguf_file" in options and getattr(model, "hf_quantizer", None) is not None:
+        model.hf_quantizer.remove_quantization_config(model)
+    return model
 
 
 def load_tokenizer(model: str) -> Any:
@@ -116,9 +129,25 @@ def wrap_model(
 
 
 def enable_checkpointing(model: Any) -> None:
-    """Gradient checkpointing per layer. Transformers checkpoints in train mode only; dropout must be 0."""
+    """Prepares gradient checkpointing per layer; it works inside `checkpointing`."""
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.train()
+
+
+@contextlib.contextmanager
+def checkpointing(policy: Policy) -> Iterator[None]:
+    """Forwards inside keep only each layer's input for the backward, where that was enabled.
+
+    Transformers checkpoints layers in train mode only, and drops their cache then. So the flag is raised
+    on these layers alone and for this forward alone: dropout stays off, and samplers keep their cache.
+    """
+    layers = [m for m in policy.model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 def text_config(config: Any) -> Any:
@@ -192,8 +221,3 @@ def _locate_gguf(path: Path) -> tuple[str, Mapping[str, Any]]:
             "pip install 'treerl[gguf]'"
         )
     return str(path.parent), {"gguf_file": path.name}
-
-
-def load_twin_config(model: Any) -> Any:
-    """A copy of the model's config that can be changed freely."""
-    return AutoConfig.for_model(model.config.model_type, **model.config.to_dict())

@@ -29,6 +29,12 @@ def linear_warmup(steps: int) -> Schedule:
     return lambda step: min(1.0, (step + 1) / steps) if steps else 1.0
 
 
+def warmup_linear(steps: int, total: int) -> Schedule:
+    """Linear warm-up over `steps`, then down to 0 in a straight line, reached behind the last of `total`."""
+    warm = linear_warmup(steps)
+    return lambda step: min(warm(step), max(0.0, (total - step) / max(1, total - steps)))
+
+
 def warmup_cosine(steps: int, total: int, floor: float = 0.0) -> Schedule:
     """Linear warm-up over `steps`, then half a cosine down to `floor`, reached at the last of `total` steps."""
     warm = linear_warmup(steps)

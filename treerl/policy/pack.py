@@ -5,8 +5,10 @@ ended leaves are packed. A tree over the budget is cut along the order of its le
 fewest tokens; a repeated token is seen but owned by one part only. Attention and loss are elsewhere.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -128,7 +130,7 @@ def _cut(tree: Tree, index: int, budget: int, *, flat: bool) -> list[_Piece]:
     else:
         cuts = cut_leaves(depth, shared, budget)
     owned: set[int] = set()
-    return [_lay_out(tree, index, leaves[a:b], owned) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return [_lay_out(tree, index, leaves[a:b], owned) for a, b in pairwise(cuts)]
 
 
 def _leaf_depths(tree: Tree, leaves: list[int]) -> tuple[IntArray, IntArray]:
@@ -160,7 +162,7 @@ def cut_leaves(depth: IntArray, shared: IntArray, budget: int) -> list[int]:
     first, repeat = depth.tolist(), shared.tolist()
     best, cut = [0], [0]
     for stop in range(1, len(first) + 1):
-        cost, at = np.inf, stop - 1
+        cost, at = sys.maxsize, stop - 1
         for start in range(stop - 1, -1, -1):
             if first[start] + grown[stop - 1] - grown[start] > budget:
                 break

@@ -161,7 +161,9 @@ def make_twin(policy: Policy) -> Any:
     torch_state = torch.random.get_rng_state()
     try:
         torch.manual_seed(0)
-        twin = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        twin = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=torch.float32
+        )
         with torch.no_grad():
             for weight in twin.parameters():
                 if weight.ndim > 1:

@@ -70,7 +70,8 @@ class _Active:
     waiting: int = 0
 
 
-_Judged = tuple[_Active, list[int], "Future[list[Verdict]]"]
+_Judged = tuple[int, _Active, list[int], "Future[list[Verdict]]"]
+"""Number of the batch in order of submission, its tree, its rows, its verdicts."""
 
 
 def grow(
@@ -79,6 +80,8 @@ def grow(
     judge: Judge,
     decode: Decode,
     counts: Counts | None = None,
+    *,
+    in_order: bool = False,
 ) -> Iterator[Growth]:
     """Grows all trees at once and yields each when it is finished, in order of finishing.
 
@@ -86,8 +89,11 @@ def grow(
     when the iterator is closed or an exception passes (Ctrl-C included) stay consistent: whole spans only,
     exit "interrupted"; a later `grow` takes them up. Raises SamplerError where the sampler returns a
     log-probability or entropy that cannot be.
+
+    in_order: take verdicts in the order in which leaves were submitted, before the sampler goes on. What is
+    batched together, and with it rounding, then depends on no clock; the sampler waits for slow verdicts.
     """
-    run = _Run(sampler, judge, decode, Counts() if counts is None else counts)
+    run = _Run(sampler, judge, decode, Counts() if counts is None else counts, in_order)
     try:
         for growth in growths:
             run.open(growth)
@@ -103,8 +109,13 @@ def grow(
 class _Run:
     """The books of one `grow`: which ticket belongs to which tree, which verdicts are outstanding."""
 
-    def __init__(self, sampler: Sampler, judge: Judge, decode: Decode, counts: Counts) -> None:
+    def __init__(
+        self, sampler: Sampler, judge: Judge, decode: Decode, counts: Counts, in_order: bool
+    ) -> None:
         self.sampler, self.judge, self.decode, self.counts = sampler, judge, decode, counts
+        self.in_order = in_order
+        self.submitted = self.taken = 0
+        self.early: dict[int, _Judged] = {}
         self.active: dict[_Active, None] = {}
         self.finished: list[Growth] = []
         self.tickets: dict[int, tuple[_Active, Request, int]] = {}
@@ -197,14 +208,16 @@ class _Run:
             completions.append(Completion(self.decode(ids), name, growth.prompt, ids))
         active.waiting += 1
         self.outstanding += 1
+        number = self.submitted
+        self.submitted += 1
         future = self.judge([growth.problem] * len(rows), completions)
-        future.add_done_callback(lambda done: self.judged.put((active, rows, done)))
+        future.add_done_callback(lambda done: self.judged.put((number, active, rows, done)))
 
     def collect(self) -> None:
         """Takes in the verdicts that are there; waits for one if the sampler has nothing to do."""
         while self.outstanding:
             try:
-                active, rows, future = self.judged.get(block=not self.tickets)
+                _, active, rows, future = self.next_judged()
             except Empty:
                 return
             self.outstanding -= 1
@@ -221,6 +234,16 @@ class _Run:
                 self.tell(active, [Result(*pair) for pair in zip(rows, verdicts, strict=True)])
             if self.finished:
                 return
+
+    def next_judged(self) -> _Judged:
+        """The next batch of verdicts. Raises Empty if there is none and the sampler has work meanwhile."""
+        if not self.in_order:
+            return self.judged.get(block=not self.tickets)
+        while self.taken not in self.early:
+            item = self.judged.get()
+            self.early[item[0]] = item
+        self.taken += 1
+        return self.early.pop(self.taken - 1)
 
     def tell(self, active: _Active, results: list[Result]) -> None:
         """Hands results to the strategy and goes on with the tree."""
