@@ -55,6 +55,7 @@ class Result:
     shape: str
     variant: str
     tokens: int
+    unique: int
     cpu_s: float
     wall_s: float
     rounds: list[float]
@@ -156,8 +157,9 @@ def make_work(policy: Policy, tree: Tree, variant: str, *, all_rows: bool) -> Wo
     flat = pack_trees(paths, credits, max_tokens=MAX_TOKENS, row_tokens=row_tokens)
     if all_rows:
         return Work(replace(policy, attention="runs"), flat, 1.0)
-    rows = len(np.unique(flat[0].tree[flat[0].tree >= 0]))
-    return Work(replace(policy, attention="runs"), flat[:1], len(paths) / rows)
+    largest = max(flat, key=lambda batch: batch.source.size)
+    rows = len(np.unique(largest.tree[largest.tree >= 0]))
+    return Work(replace(policy, attention="runs"), [largest], len(paths) / rows)
 
 
 def single_path(tree: Tree, leaf: int) -> Tree:
@@ -206,10 +208,18 @@ def print_memory(arguments: argparse.Namespace) -> None:
     vocabulary = vocabulary_of(arguments.layers)
     policy = make_policy(arguments.layers, vocabulary)
     work = make_work(policy, SHAPES[shape](vocabulary), variant, all_rows=False)
-    work = replace(work, batches=work.batches[:1])
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work = replace(work, batches=[max(work.batches, key=lambda batch: batch.source.size)])
+    before = resident_peak_mb()
     step(work)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(resident_peak_mb() - before)
+
+
+def resident_peak_mb() -> float:
+    """Peak resident memory of this program (Linux: VmHWM; getrusage would hand down the parent's peak)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return float(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def vocabulary_of(layers: int) -> int:
@@ -246,7 +256,18 @@ def run(arguments: argparse.Namespace) -> list[Result]:
         cpu = [pair[0] for pair in seconds]
         wall = statistics.median(pair[1] for pair in seconds)
         memory = None if arguments.no_memory else peak_mb(arguments, shape, variant)
-        results.append(Result(shape, variant, tokens, statistics.median(cpu), wall, cpu, memory))
+        results.append(
+            Result(
+                shape,
+                variant,
+                tokens,
+                len(tree.tokens),
+                statistics.median(cpu),
+                wall,
+                cpu,
+                memory,
+            )
+        )
     return results
 
 
@@ -255,13 +276,10 @@ def summarise(results: list[Result]) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     for result in results:
         flats = [r for r in results if r.shape == result.shape and r.variant != "tree"]
-        tree_tokens = next(
-            r.tokens for r in results if r.shape == result.shape and r.variant == "tree"
-        )
         best = min(flats, key=lambda r: r.cpu_s)
         rounds = [a / b for a, b in zip(best.rounds, result.rounds, strict=True)]
         speedup = statistics.median(rounds)
-        ceiling = best.tokens / tree_tokens
+        ceiling = best.tokens / best.unique
         lines.append(
             {
                 "shape": result.shape,

@@ -60,6 +60,7 @@ def main() -> None:
         "--every", type=float, default=30.0, help="CPU seconds between saved models"
     )
     parser.add_argument("--limit", type=float, default=300.0, help="CPU seconds of training")
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -70,7 +71,7 @@ def main() -> None:
         seed=options.seed,
         use_cpu=True,
         bf16=False,
-        learning_rate=2e-4,
+        learning_rate=options.lr,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
         max_grad_norm=1.0,

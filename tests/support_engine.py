@@ -12,9 +12,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from treerl.cli import app
@@ -32,6 +34,8 @@ TINY = (
     "max_steps=3",
 )
 """Overrides of `quickstart` that leave a run of about a second."""
+
+ROOT = str(Path(__file__).resolve().parents[1])
 
 TIMES = ("seconds", "time", "per_second")
 """Ends or parts of the names of metrics that measure time."""
@@ -76,8 +80,7 @@ def treerl_child(
     folder: Path, *arguments: str, prepare: Prepare | None = None, given: Sequence[Any] = ()
 ) -> Outcome:
     """The command line in a process of its own, working in `folder`; `prepare(*given)` runs in it first."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support_engine_preload"])
+    context = _forkserver()
     out, err = folder / "child.out", folder / "child.err"
     process = context.Process(
         target=_child, args=(str(folder), list(arguments), str(out), str(err), prepare, given)
@@ -91,6 +94,18 @@ def treerl_child(
     process.close()
     assert code is not None
     return Outcome(code, out.read_text(), err.read_text())
+
+
+def _forkserver() -> Any:
+    """The context of children; its server, started once, finds `tests` whatever the working folder is."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support_engine_preload"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([ROOT, *filter(None, sys.path)]))
+        forkserver.ensure_running()
+    if ROOT not in sys.path:
+        sys.path.append(ROOT)
+    return context
 
 
 def _child(

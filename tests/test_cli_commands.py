@@ -128,7 +128,7 @@ def test_inspect_lists_trees_and_opens_one(world):
 def test_inspect_shows_a_span_as_heat(world, heat):
     tree = treerl("inspect", "--json").json[0]["tree"]
     found = treerl("inspect", str(tree), "--node", "1", "--heat", heat, "--json").json
-    assert len(found["tokens"]) == len(found["heat"]) > 0
+    assert len(found["tokens"]) == len(found[heat]) > 0
 
 
 @pytest.mark.parametrize(

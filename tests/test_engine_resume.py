@@ -4,8 +4,10 @@ import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.support_engine import (
     checkpoint_bytes,
@@ -15,8 +17,11 @@ from tests.support_engine import (
     steady_rows,
     treerl_child,
 )
+from treerl.engine.step import _adoptable, tree_names
 from treerl.metrics import read_metrics
+from treerl.problem import Problem
 from treerl.replay.store import Store
+from treerl.search.tree import Tree
 
 RUN = "runs/quickstart-seed0"
 EVERY_STEP = sets("run.checkpoint_every=1", "replay.max_cached=1", "search.trees_per_step=2")
@@ -95,9 +100,7 @@ def test_the_same_recipe_and_seed_give_the_same_run_to_the_bit(unbroken, cache, 
     assert shapes(folder) == shapes(unbroken)
 
 
-def test_a_run_killed_in_every_phase_and_resumed_equals_the_unbroken_one(
-    unbroken, cache, tmp_path
-):
+def test_a_run_killed_in_every_phase_and_resumed_equals_the_unbroken_one(unbroken, cache, tmp_path):
     folder = folder_with(cache, tmp_path / "killed")
     arguments = ("train", "quickstart", *EVERY_STEP)
     for name, (where, call, after) in POINTS.items():
@@ -125,8 +128,8 @@ def test_a_run_killed_at_random_and_resumed_equals_the_unbroken_one(unbroken, ca
     folder = folder_with(cache, tmp_path / "random")
     rng = random.Random(5)
     arguments, kills = ("train", "quickstart", *EVERY_STEP), 0
-    for _ in range(40):
-        prepare = (rng.uniform(0.2, 1.2),)
+    for _ in range(15):
+        prepare = (rng.uniform(0.3, 2.0),)
         done = treerl_child(folder, *arguments, prepare=kill_after_cpu_seconds, given=prepare)
         if done.exit_code == 0:
             break
@@ -158,6 +161,20 @@ def test_a_run_killed_before_its_first_checkpoint_adopts_its_trees(tmp_path):
     with Store.open(f"sqlite:///{tmp_path}/runs/replay.db", create=False) as store:
         assert len(store.trees()) == TREES
         assert len(store.runs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "stored", "adopted"),
+    [("cpu", [0, 1], [0, 1]), ("cpu", [1], []), ("cuda", [1], [1]), ("cuda", [], [])],
+)
+def test_a_step_that_is_half_stored_is_adopted_only_where_bits_are_not_promised(
+    device, stored, adopted
+):
+    session = SimpleNamespace(policy=SimpleNamespace(device=torch.device(device)))
+    problem = Problem("1+1=", "2", "exact")
+    names = tree_names([problem, problem])
+    trees = {names[i]: Tree([1], seed=i, max_completion_length=4) for i in stored}
+    assert list(_adoptable(session, trees, names)) == [names[i] for i in adopted]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(unbroken, tmp_path):

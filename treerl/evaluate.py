@@ -37,7 +37,7 @@ class Evaluation:
     @property
     def accuracy(self) -> NDArray[np.float64]:
         """Mean over samples, float64[problems]."""
-        return self.right.mean(axis=1)
+        return np.asarray(self.right.mean(axis=1), np.float64)
 
     def pass_at(self, k: int) -> float:
         """Unbiased pass@k (Chen et al. 2021): mean of 1 - C(n-c, k) / C(n, k). NaN without problems."""

@@ -69,6 +69,8 @@ def evaluate_run(
     recipe: Recipe, *, weights: Path | None, console: Console, quiet: bool
 ) -> dict[str, Any]:
     """`treerl eval`: evaluates a model on the recipe's held-out problems and prints the figures."""
+    if weights is not None and not weights.exists():
+        raise ConfigError(f"--weights {weights}: no such folder or file")
     with Session(recipe, with_store=False, weights=weights) as session:
         with Display(console, quiet=quiet) as display:
             display.say(f"problems: {session.task.mapping}")

@@ -31,7 +31,7 @@ from treerl.engine.run import (
 )
 from treerl.engine.session import Session
 from treerl.engine.step import Searched, TreeName, put_tree, search_metrics, search_step
-from treerl.errors import Interrupted, TreerlError
+from treerl.errors import Interrupted, StoreError
 from treerl.metrics import MetricsLog
 from treerl.policy.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
 from treerl.policy.optimizer import PolicyOptimizer, Schedule, linear_warmup, warmup_linear
@@ -67,7 +67,7 @@ def train_run(recipe: Recipe, *, resume: bool, console: Console, quiet: bool) ->
             raise Interrupted(
                 f"interrupted; what is stored stays. Go on with: {resume_command(recipe)}"
             ) from None
-        except TreerlError as error:
+        except StoreError as error:
             if session.paths.recipe.is_file():
                 error.add_note(f"go on with: {resume_command(recipe)}")
             raise

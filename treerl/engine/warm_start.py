@@ -1,5 +1,6 @@
 """`treerl sft`: supervised warm start from worked solutions, or from verified solutions of the cache."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from treerl.tasks.files import load_file
 
 SOLUTION_COLUMNS = ("solution", "completion", "answer")
 """Where worked solutions stand, the first that a data set has."""
+CALCULATOR = re.compile(r"<<[^<>]*>>")
+"""GSM8K's calls of a calculator, which is not there when the policy writes them."""
 PER_PROBLEM = 4
 """Cached solutions of one problem that are trained on, at most."""
 
@@ -89,7 +92,7 @@ def sft_run(
 
 
 def from_file(session: Session, path: Path) -> list[Example]:
-    """Prompt and worked solution of every problem whose prompt fits, the end token behind it."""
+    """Prompt and worked solution of every problem that is not held out and whose prompt fits."""
     task = session.recipe.task
     judge = getattr(task, "judge", "math")
     loaded = load_file(
@@ -99,18 +102,21 @@ def from_file(session: Session, path: Path) -> list[Example]:
         answer=getattr(task, "answer", None),
         skip_malformed=False,
     )
-    return _examples(session, [(p, _solution(p, path)) for p in loaded.problems])
+    heldout = {problem.question for problem in session.task.heldout}
+    problems = [problem for problem in loaded.problems if problem.question not in heldout]
+    return _examples(session, [(problem, _solution(problem, path)) for problem in problems])
 
 
 def _solution(problem: Problem, path: Path) -> str:
     for name in SOLUTION_COLUMNS:
         text = problem.columns.get(name)
         if isinstance(text, str) and text.strip():
-            return text
+            return CALCULATOR.sub("", text)
     raise DataError(f"{path}: no worked solution in {', '.join(SOLUTION_COLUMNS)}")
 
 
 def _examples(session: Session, pairs: list[tuple[Problem, str]]) -> list[Example]:
+    """Prompt and solution tokens, the end token behind them."""
     tokenizer = session.policy.tokenizer
     end = tokenizer.eos_token_id
     if end is None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from treerl.errors import ConfigError
+from treerl.errors import ConfigError, SamplerError
 from treerl.policy.attention import Variant
 from treerl.policy.batch import PackedBatch
 from treerl.policy.forward import token_logprobs
@@ -344,6 +344,11 @@ def check_weights(policy: Policy) -> None:
     single = [_row(batch, b) for batch in flat for b in range(batch.shape[0])]
     packed = pack_trees(trees, max_tokens=2 * total, row_tokens=total, bucket=policy.bucket)
     alone, batched = _columns(policy, single, trees), _columns(policy, flat, trees)
+    if not len(alone):
+        raise SamplerError(
+            f"{policy.name}: the model's log-probs are NaN: its weights are broken; set policy.model to an "
+            "earlier checkpoint"
+        )
     noise = max(float(np.abs(batched - alone).mean()), FLOOR)
     for variant in _variants(policy.attention, policy.device):
         tree = _columns(replace(policy, attention=variant), packed, trees)

@@ -121,7 +121,7 @@ def update_policy(
 
 
 def _recompute_old(run: _Run, minis: list[_MiniBatch]) -> None:
-    """lp_old of all but the first mini-batch, whose own forward gives it: its ratio exp(lp - sg(lp)) is exact."""
+    """lp_old of all but the first mini-batch: its own forward gives it, ratio exp(lp - sg(lp)) is exact."""
     first = next((i for i, mini in enumerate(minis) if mini.micro), len(minis))
     for mini in minis[first + 1 :]:
         for micro_batch in mini.micro:
@@ -130,7 +130,7 @@ def _recompute_old(run: _Run, minis: list[_MiniBatch]) -> None:
 
 
 def _take_sampled(minis: list[_MiniBatch]) -> None:
-    """lp_old := what the sampler recorded, as the columns hold it already. Raises UpdateError where it did not."""
+    """lp_old := what the sampler recorded, which the columns hold already. Raises UpdateError where absent."""
     for micro in (m for mini in minis for m in mini.micro):
         absent = int(micro.columns.lp_beh.isnan().sum())
         if absent:

@@ -21,6 +21,7 @@ from treerl.errors import SamplerError
 from treerl.samplers.attention import additive, can_decode, decoding
 from treerl.samplers.cache import RowCache, moves
 from treerl.samplers.draw import draw, uniforms
+from treerl.samplers.fused import FusedLlama, can_fuse
 from treerl.samplers.reuse import Kept, Reuse
 from treerl.samplers.rows import Rows
 from treerl.search.sampler import Continuation, Finish, Span
@@ -73,6 +74,7 @@ class TransformersSampler:
         self._vocabulary: int = config.vocab_size
         self._n_layers: int = config.num_hidden_layers
         self._grouped = can_decode(model)
+        self._fused = FusedLlama(model) if can_fuse(model) else None
         self._masks_by_hand = self._grouped and _attends_to_all(config)
         self._stops = np.zeros(self._vocabulary, dtype=np.bool_)
         self._stops[list(stop_token_ids)] = True
@@ -114,6 +116,8 @@ class TransformersSampler:
         self._reuse.clear()
         self._rows.count = 0
         self._version = version
+        if self._fused is not None:
+            self._fused.forget()
 
     def submit(self, ticket: int, work: Continuation) -> None:
         """Queues one continuation. Raises SamplerError where prefix and `max_tokens` exceed the context."""
@@ -288,14 +292,21 @@ class TransformersSampler:
         for index in range(count):
             window = cache.window
             mask = torch.arange(window.low, window.column + 1, device=device) >= start[:, None]
-            if self._masks_by_hand:
-                mask = additive(mask, self._model.dtype)[:, None, None]
-            attention = decoding(self._model) if self._grouped else contextlib.nullcontext()
-            with attention:
-                logits = self._forward(cache, tokens[:, None], mask, (positions + index)[:, None])
+            logits = self._one_token(cache, tokens[:, None], mask, (positions + index)[:, None])
             cache.advance()
             tokens, logprobs, entropies = draw(logits, uniform[index], self._settings)
             yield tokens, logprobs, entropies
+
+    def _one_token(self, cache: RowCache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits float[rows, V] of a step; mask bool[rows, t]."""
+        if self._fused is not None:
+            bias = additive(mask, torch.float32)[:, None, None]
+            return self._fused.step(ids, bias, positions, cache)
+        if self._masks_by_hand:
+            mask = additive(mask, self._model.dtype)[:, None, None]
+        attention = decoding(self._model) if self._grouped else contextlib.nullcontext()
+        with attention:
+            return self._forward(cache, ids, mask, positions)
 
     def _check(self, entropies: NDArray[np.float32]) -> None:
         """Raises SamplerError where logits were NaN or infinite."""
