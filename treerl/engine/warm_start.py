@@ -1,6 +1,7 @@
 """`treerl sft`: supervised warm start from worked solutions, or from verified solutions of the cache."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from treerl.engine.run import provenance
 from treerl.engine.session import Session, stop_tokens
 from treerl.errors import ConfigError, DataError
 from treerl.inspect.render import render_mapping
-from treerl.policy.sft import Example, SftSettings, sft
+from treerl.policy.sft import Example, SftProgress, SftSettings, sft
 from treerl.problem import Problem
 from treerl.replay.reuse import Asked, ReadBound, cached_solutions
 from treerl.replay.stats import problems as stored_problems
@@ -68,7 +69,7 @@ def sft_run(
             session.policy,
             examples,
             settings,
-            progress=lambda p: display.advance("training", p.step, p.total, f"loss {p.loss:.3f}"),
+            progress=partial(_show, display),
         )
         session.policy.model.save_pretrained(output)
         session.policy.tokenizer.save_pretrained(output)
@@ -89,6 +90,13 @@ def sft_run(
     if not quiet:
         console.print(render_mapping("", result))
     return result
+
+
+def _show(display: Display, at: SftProgress) -> None:
+    """The bar, and ten lines in all that stay."""
+    display.advance("training", at.step, at.total, f"loss {at.loss:.3f}")
+    if at.step % max(1, at.total // 10) == 0:
+        display.say(f"step {at.step} of {at.total}: loss {at.loss:.3f}, {at.tokens:,} tokens")
 
 
 def from_file(session: Session, path: Path) -> list[Example]:

@@ -49,6 +49,7 @@ def pack_trees(
     row_tokens: int = 0,
     mode: Literal["tree", "flat"] = "tree",
     bucket: bool = False,
+    credited_only: bool = False,
 ) -> list[PackedBatch]:
     """Packs the selected ended leaves of `trees` into batches of at most `max_tokens` slots, padding included.
 
@@ -59,12 +60,18 @@ def pack_trees(
     mode "flat": one row a leaf. The whole mass of a shared token lies on the first row that holds it
     (`own`): the loss is a sum of mass times a function of the token's log-prob, which is the same in all
     rows, so loss and gradient equal those of masses spread over the rows.
+    credited_only: spans without mass in or below them are left out (`credited_ends`). Their gradient is 0, so
+    nothing changes for a loss of masses alone; KL and entropy act on every token and need them.
     Without `credits` the masses are 0 and `weight` is 1 on owned tokens. Trees without a selected ended
     leaf are left out. Raises ConfigError if a single path is longer than `max_tokens`.
     """
     pieces: list[_Piece] = []
     for index, tree in enumerate(trees):
-        pieces.extend(_cut(tree, index, max_tokens, flat=mode == "flat"))
+        if credited_only and credits is not None:
+            ends = credited_ends(tree, credits[index])
+        else:
+            ends = training_leaves(tree)
+        pieces.extend(_cut(tree, index, ends, max_tokens, flat=mode == "flat"))
     capacity = 0 if mode == "flat" else min(row_tokens, max_tokens)
     rows = _first_fit([len(piece) for piece in pieces], capacity)
     lengths = [sum(len(pieces[i]) for i in row) for row in rows]
@@ -114,8 +121,17 @@ def training_leaves(tree: Tree) -> list[int]:
     return [row for row in tree.walk() if row in keep]
 
 
-def _cut(tree: Tree, index: int, budget: int, *, flat: bool) -> list[_Piece]:
-    leaves = training_leaves(tree)
+def credited_ends(tree: Tree, credit: TokenCredit) -> list[int]:
+    """Rows with mass and none below them, depth-first: where the paths end that a gradient needs."""
+    nodes = tree.nodes
+    counted = np.concatenate([[0], np.cumsum((credit.positive > 0) | (credit.negative > 0))])
+    has_mass = counted[nodes.stop] > counted[nodes.start]
+    below = tree.subtree_sum(has_mass.astype(np.float64)) - has_mass
+    ends = set(np.flatnonzero(has_mass & (below == 0)).tolist())
+    return [row for row in tree.walk() if row in ends]
+
+
+def _cut(tree: Tree, index: int, leaves: list[int], budget: int, *, flat: bool) -> list[_Piece]:
     if not leaves:
         return []
     depth, shared = _leaf_depths(tree, leaves)

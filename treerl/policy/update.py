@@ -97,8 +97,7 @@ def update_policy(
     _check(temperature, loss, reference)
     report = UpdateReport(trees=len(trees), iterations=update.num_iterations)
     run = _Run(policy, optimizer, loss, temperature, report)
-    regularised = loss.kl_coef > 0 or loss.entropy_coef != 0
-    active = [_is_active(credit, regularised) for credit in credits]
+    active = [_is_active(credit, _regularised(loss)) for credit in credits]
     report.trees_trained = sum(active)
     report.sampled_entropy = _sampled_entropy(
         [t for t, on in zip(trees, active, strict=True) if on]
@@ -161,6 +160,11 @@ def _check(temperature: float, loss: LossSettings, reference: Policy | None) -> 
         raise ConfigError("loss.kl_coef > 0 needs a reference policy")
 
 
+def _regularised(loss: LossSettings) -> bool:
+    """Do KL or entropy act on every token, credited or not?"""
+    return loss.kl_coef > 0 or loss.entropy_coef != 0
+
+
 def _is_active(credit: TokenCredit, regularised: bool) -> bool:
     masses = bool(credit.positive.any() or credit.negative.any())
     return masses or (regularised and bool(credit.weight.any()))
@@ -206,6 +210,7 @@ def _micro_batches(
         row_tokens=run.policy.row_tokens,
         mode=update.pack,
         bucket=run.policy.bucket,
+        credited_only=not _regularised(run.loss),
     )
     counts = run.report.tokens
     for tree in trees:

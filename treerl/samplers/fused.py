@@ -83,7 +83,7 @@ class FusedLlama:
         joined = F.linear(h, layer.qkv).view(n, heads + 2 * groups, size)
         turned = joined[:, : heads + groups]
         turned = torch.addcmul(turned * cos, turned.roll(size // 2, -1), sin)
-        keys, values = cache.layers[index].update(
+        keys, values = cache.rows_of_layers[index].update(
             turned[:, heads:, None], joined[:, heads + groups :, None]
         )
         query = turned[:, :heads].reshape(n * groups, heads // groups, size)
