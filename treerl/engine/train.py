@@ -4,6 +4,7 @@ A run's state is its weights, optimizer, random generators and `Progress`; a che
 Trees are in the store before they are trained on, so a resumed run takes them from there.
 """
 
+import gc
 import json
 import time
 from collections.abc import Sequence
@@ -142,6 +143,9 @@ class Trainer:
 
     def run(self) -> dict[str, Any]:
         """Evaluates, trains to `max_steps` or `max_minutes`, evaluates; returns the summary."""
+        # What is loaded now stays to the end: the collector need not walk it at every step.
+        gc.collect()
+        gc.freeze()
         recipe, progress, display = self.recipe, self.progress, self.display
         self._announce()
         started = self._evaluate("before") if not progress.before else None

@@ -89,7 +89,7 @@ def _load_weights(source: str, dtype: torch.dtype, options: Mapping[str, Any]) -
     """
     if "gguf_file" in options and hasattr(transformers, "GgufConfig"):
         options = {**options, "quantization_config": transformers.GgufConfig(dequantize=True)}
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, attn_implementation=NAME, **options
     )
     if "gguf_file" in options and getattr(model, "hf_quantizer", None) is not None:

@@ -45,7 +45,7 @@ class FusedLlama:
         self._eps: float = config.rms_norm_eps
         self._layers: list[_Layer] = []
         self._seen = -1
-        self._watched = [p for p in model.parameters()]
+        self._watched = list(model.parameters())
 
     def step(self, ids: Tensor, bias: Tensor, positions: Tensor, cache: RowCache) -> Tensor:
         """Logits float[n, V] behind tokens `ids` int64[n, 1] at `positions` int64[n, 1].

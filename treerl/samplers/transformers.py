@@ -318,7 +318,8 @@ class TransformersSampler:
         raise SamplerError(
             f"the model's logits are NaN at token {step} of ticket {self._rows.tickets[row]} "
             f"({len(np.unique(where[:, 0]))} of {entropies.shape[1]} rows), weights version {self._version}: "
-            "the last update broke the weights; resume from a checkpoint with a lower update.lr"
+            "the last update broke the weights; start a new run from a checkpoint (policy.model) with a "
+            "lower update.lr"
         )
 
     def _store(self, ended: NDArray[np.int64]) -> None:
