@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from treerl.config import FileTask, Recipe
+from treerl.config import FileTask, Recipe, SamplerSettings
 from treerl.engine.session import Session
 from treerl.engine.warm_start import from_file
+from treerl.policy.model import load_tokenizer
 
 ROWS = [
     {"question": "2+3=", "answer": "2+3=<<2+3=5>>5"},
@@ -17,7 +18,10 @@ ROWS = [
 def solutions(path: Path, heldout: int) -> list[tuple[str, str, int]]:
     """Prompt, completion without its last token, and that token, of each example from `ROWS`."""
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    recipe = Recipe(task=FileTask(path=str(path), heldout=heldout, judge="exact"))
+    recipe = Recipe(
+        task=FileTask(path=str(path), heldout=heldout, judge="exact"),
+        sampler=SamplerSettings(max_completion_length=16),
+    )
     with Session(recipe, with_store=False) as session:
         tokenizer = session.policy.tokenizer
         return [
@@ -34,5 +38,4 @@ def test_heldout_problems_are_not_trained_on(tmp_path: Path) -> None:
 def test_calculator_calls_are_left_out_and_the_end_token_put_behind(tmp_path: Path) -> None:
     (_, first, end), *_ = solutions(tmp_path / "data.jsonl", heldout=1)
     assert first.replace(" ", "") == "2+3=5"
-    with Session(Recipe(), with_store=False) as session:
-        assert end == session.policy.tokenizer.eos_token_id
+    assert end == load_tokenizer("embedded").eos_token_id

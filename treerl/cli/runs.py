@@ -1,0 +1,203 @@
+"""Commands that load a model or a stored tree: train, search, eval, sft, inspect; and doctor."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from treerl.cli.common import DEFAULT_URL, AsJson, Overrides, RecipeName, Url, console, emit, guard
+from treerl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from treerl.config import Recipe
+
+run_app = typer.Typer()
+
+
+@run_app.command()
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A .toml file or the name of a shipped recipe"),
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            help="Go on with a run: its folder, or `latest` for the recipe's newest; "
+            "the recipe stored there counts",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train by tree search: search, verify, store, credit, update, step by step."""
+    with guard():
+        resolved = _recipe_to_train(recipe, overrides or [], resume)
+        if dry_run:
+            emit(resolved.model_dump(mode="json"))
+            return
+        from treerl.engine.train import train_run
+
+        summary = train_run(resolved, resume=resume is not None, console=console(), quiet=as_json)
+        if as_json:
+            emit(summary)
+
+
+def _recipe_to_train(name: str | None, overrides: list[str], resume: str | None) -> "Recipe":
+    """The recipe to train with: the one named, or that of the run to go on with."""
+    from treerl.engine.folder import folder_to_resume, resumed_recipe
+    from treerl.recipe import load_recipe
+
+    if name is None and resume in (None, "latest"):
+        raise ConfigError("give a recipe (`treerl recipe ls`), or --resume and a run's folder")
+    recipe = None if name is None else load_recipe(name, overrides)
+    if recipe is not None and resume == "latest":
+        return resumed_recipe(folder_to_resume(recipe), overrides)
+    if resume is not None:
+        return resumed_recipe(Path(resume), overrides)
+    assert recipe is not None
+    return recipe
+
+
+@run_app.command()
+def search(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    prompt: Annotated[str | None, typer.Option(help="One question instead of the task's")] = None,
+    truth: Annotated[str | None, typer.Option(help="Its answer, if it should be judged")] = None,
+    problems: Annotated[
+        int, typer.Option("--problems", "-n", min=1, help="Problems of the task")
+    ] = 8,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Search without training: grow trees into the replay cache."""
+    with guard():
+        from treerl.recipe import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [])
+        if dry_run:
+            emit(resolved.model_dump(mode="json"))
+            return
+        from treerl.engine.search import search_run
+
+        result = search_run(
+            resolved,
+            prompt=prompt,
+            truth=truth,
+            problems=problems,
+            console=console(),
+            quiet=as_json,
+        )
+        if as_json:
+            emit(result)
+
+
+@run_app.command(name="eval")
+def evaluate(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint or model folder instead of policy.model")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate on the recipe's held-out problems: avg@k, unbiased pass@k, maj@k, greedy."""
+    with guard():
+        from treerl.recipe import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [])
+        from treerl.engine.evaluation import evaluate_run
+
+        result = evaluate_run(resolved, weights=weights, console=console(), quiet=as_json)
+        if as_json:
+            emit(result)
+
+
+@run_app.command()
+def sft(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    data: Annotated[
+        Path | None, typer.Option(help="File with questions and worked solutions")
+    ] = None,
+    from_replay: Annotated[
+        bool,
+        typer.Option(help="Verified solutions of the replay cache instead (rejection fine-tuning)"),
+    ] = False,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps")] = 50,
+    batch: Annotated[int, typer.Option(min=1, help="Examples a step")] = 16,
+    lr: Annotated[float | None, typer.Option(help="Learning rate; default the recipe's")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the trained model")] = Path("runs/sft"),
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Supervised warm start, or rejection fine-tuning from the replay cache."""
+    with guard():
+        from treerl.recipe import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [])
+        if (data is None) == (not from_replay):
+            raise ConfigError("sft: give either --data FILE or --from-replay")
+        if dry_run:
+            emit(resolved.model_dump(mode="json"))
+            return
+        from treerl.engine.warm_start import sft_run
+
+        result = sft_run(
+            resolved,
+            data=data,
+            steps=steps,
+            batch=batch,
+            lr=lr,
+            output=output,
+            console=console(),
+            quiet=as_json,
+        )
+        if as_json:
+            emit(result)
+
+
+@run_app.command()
+def inspect(
+    tree: Annotated[
+        int | None, typer.Argument(help="Tree id; without it, the latest trees")
+    ] = None,
+    url: Url = DEFAULT_URL,
+    run: Annotated[str | None, typer.Option(help="Only trees of this run")] = None,
+    node: Annotated[int | None, typer.Option(help="Show the tokens of this span as heat")] = None,
+    heat: Annotated[str, typer.Option(help="entropy, logprob or advantage")] = "entropy",
+    estimator: Annotated[str, typer.Option(help="Estimator of --heat advantage")] = "tree_value",
+    limit: Annotated[int, typer.Option(min=1, help="Trees to list")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Open a stored search tree; without an id, list the latest."""
+    with guard():
+        from treerl.engine.show import list_trees, show_node, show_tree
+
+        out = None if as_json else console()
+        result: Any
+        if tree is None:
+            result = list_trees(url, run=run, limit=limit, console=out)
+        elif node is None:
+            result = show_tree(url, tree, console=out)
+        else:
+            result = show_node(url, tree, node, heat=heat, estimator=estimator, console=out)
+        if as_json:
+            emit(result)
+
+
+@run_app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say what is installed, what will be used and why not something else."""
+    with guard():
+        from treerl.engine.doctor import diagnose
+        from treerl.inspect.render import render_mapping
+
+        findings = diagnose()
+        if as_json:
+            emit(findings)
+        else:
+            console().print(render_mapping("", findings))
