@@ -26,7 +26,11 @@ def parts_imported(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module] if node.module != "treerl" else [f"treerl.{a.name}" for a in node.names]
+            names = (
+                [node.module]
+                if node.module != "treerl"
+                else [f"treerl.{a.name}" for a in node.names]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -36,7 +40,9 @@ def parts_imported(path: Path) -> set[str]:
 
 
 def modules() -> list[Path]:
-    return [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"]
+    return [
+        path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem != "__init__"
+    ]
 
 
 def part_of(path: Path) -> str:
@@ -59,7 +65,9 @@ def test_imports_never_go_upwards_nor_between_siblings():
 
 
 def test_the_ground_level_has_no_cycle():
-    graph = {p.stem: parts_imported(p) & LEVELS[0] for p in PACKAGE.glob("*.py") if p.stem in LEVELS[0]}
+    graph = {
+        p.stem: parts_imported(p) & LEVELS[0] for p in PACKAGE.glob("*.py") if p.stem in LEVELS[0]
+    }
     while graph:
         free = {name for name, needs in graph.items() if not needs & graph.keys()}
         assert free, f"cycle among {sorted(graph)}"

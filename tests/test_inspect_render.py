@@ -74,7 +74,9 @@ def test_a_tree_without_a_right_leaf_has_no_best_path(tree):
 
 @pytest.mark.parametrize("width", [60, 100, 160])
 def test_every_span_has_a_line_that_fits(tree, width):
-    shown = text_of(render_tree(view_tree(tree, decode, question="2*3=", truth="6"), width=width), width)
+    shown = text_of(
+        render_tree(view_tree(tree, decode, question="2*3=", truth="6"), width=width), width
+    )
     lines = shown.splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
     for part in ("◆ q +1.00", "◇ q +0.00", "▲ q +0.00", "○ q", "timeout", "→ 6", "no answer"):

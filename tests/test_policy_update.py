@@ -22,8 +22,8 @@ from tests.support_update import (
 from treerl.config import LossSettings, UpdateSettings
 from treerl.credit.masses import TokenCredit
 from treerl.errors import ConfigError, UpdateError
-from treerl.policy.pack import training_leaves
 from treerl.policy.optimizer import PolicyOptimizer
+from treerl.policy.pack import training_leaves
 from treerl.policy.reference import freeze, score_trees
 from treerl.policy.update import deal, update_policy
 
@@ -103,7 +103,7 @@ def test_packed_trees_equal_separate_padded_rows(monkeypatch, mode, spread):
 
 @pytest.mark.parametrize("pack", ["tree", "flat"])
 def test_spans_without_credit_are_not_run_and_change_nothing(monkeypatch, pack):
-    """Rows whose own leaf span has no advantage end where their credit ends; the gradient is that of all rows."""
+    """Rows whose leaf span has no advantage end where their credit ends; the gradient is that of all rows."""
     use_exact_norm(monkeypatch)
     policy = tiny_llama(torch.float64)
     trees = mark_cached([ragged_tree(1), ragged_tree(2)])

@@ -56,7 +56,9 @@ def test_importance_weights_refuse_a_truncated_distribution():
 
 
 def test_cached_solutions_must_leave_room_for_fresh_ones():
-    message = refusal({"search": {"kind": "flat", "num_generations": 4}, "replay": {"max_cached": 4}})
+    message = refusal(
+        {"search": {"kind": "flat", "num_generations": 4}, "replay": {"max_cached": 4}}
+    )
     assert "max_cached = 4" in message
 
 
@@ -64,7 +66,8 @@ def test_overrides_are_toml_values(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('seed = 3\n[search]\nkind = "flat"\n')
     recipe = load_recipe(
-        str(path), ["search.num_generations=4", 'sampler.temperature=0.7', "run.name=abc", "eval.k=[1,2]"]
+        str(path),
+        ["search.num_generations=4", "sampler.temperature=0.7", "run.name=abc", "eval.k=[1,2]"],
     )
     assert recipe.search.num_generations == 4
     assert recipe.sampler.temperature == 0.7

@@ -29,7 +29,12 @@ def llama(groups=2, **options):
 
 def sampled(model, prompts, version=0):
     sampler = TransformersSampler(
-        model, settings=SamplerSettings(), stop_token_ids=[0], pad_token_id=1, device="cpu", version=version
+        model,
+        settings=SamplerSettings(),
+        stop_token_ids=[0],
+        pad_token_id=1,
+        device="cpu",
+        version=version,
     )
     for ticket, prompt in enumerate(prompts):
         sampler.submit(ticket, Continuation(np.array(prompt, np.int32), ticket + 5, 24, True))

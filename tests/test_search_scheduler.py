@@ -313,7 +313,9 @@ def test_in_order_takes_verdicts_as_submitted_whatever_their_speed():
             return future
 
         growths = [growth(FlatSearch(num_generations=2), seed=seed) for seed in range(4)]
-        order = [g.tree.seed for g in grow(growths, FakeSampler(), judge, decode_text, in_order=True)]
+        order = [
+            g.tree.seed for g in grow(growths, FakeSampler(), judge, decode_text, in_order=True)
+        ]
         return order, told
 
     delays = [0.08, 0.0, 0.04, 0.0] * 8
