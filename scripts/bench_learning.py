@@ -1,8 +1,8 @@
 """Tree against flat on the embedded policy: the default recipe and flat GRPO, several seeds.
 
 Each run is a process of its own on one pinned core with one thread; two runs at a time where there are two
-cores. Flat's pass@1 is read off its own curve at the time, and at the number of generated tokens, at which
-the tree run ended. Time is the run's own search and training; evaluation and start are not counted.
+cores. Time is the run's own search and training in CPU seconds; evaluation and start are not counted. For
+time, generated and trained tokens, both curves are read off where the shorter of the two runs ended.
 """
 
 import argparse
@@ -85,6 +85,12 @@ def read_off(curve: list[dict], axis: str, at: float) -> float:
     return math.nan
 
 
+def at_equal(tree: list[dict], flat: list[dict], axis: str) -> dict[str, float]:
+    """Where the shorter run ends on `axis`, and both accuracies there."""
+    at = min(tree[-1][axis], flat[-1][axis])
+    return {"at": at, "tree": read_off(tree, axis, at), "flat": read_off(flat, axis, at)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -134,10 +140,20 @@ def compare(seed: int, tree: dict, flat: dict) -> dict:
         "cpu_seconds": end["cpu"],
         "generated": end["generated"],
         "trained": end["trained"],
-        "flat at equal time": read_off(flat["curve"], "cpu", end["cpu"]),
-        "flat at equal generated": read_off(flat["curve"], "generated", end["generated"]),
-        "flat at equal trained": read_off(flat["curve"], "trained", end["trained"]),
+        "equal time": at_equal(tree["curve"], flat["curve"], "cpu"),
+        "equal generated": at_equal(tree["curve"], flat["curve"], "generated"),
+        "equal trained": at_equal(tree["curve"], flat["curve"], "trained"),
     }
+
+
+def cell(value: object) -> str:
+    """A figure, or `tree / flat` of a comparison."""
+    match value:
+        case {"tree": tree, "flat": flat}:
+            return f"{tree:.3f} / {flat:.3f}"
+        case float() if abs(value) < 10:
+            return f"{value:.3f}"
+    return f"{value:,.0f}"
 
 
 def show(rows: list[dict], one: dict) -> None:
@@ -147,12 +163,7 @@ def show(rows: list[dict], one: dict) -> None:
     for name in rows[0]:
         table.add_column(name, justify="right")
     for row in rows:
-        table.add_row(
-            *[
-                f"{v:.3f}" if isinstance(v, float) and abs(v) < 10 else f"{v:,.0f}"
-                for v in row.values()
-            ]
-        )
+        table.add_row(*[cell(value) for value in row.values()])
     Console().print(table)
 
 

@@ -32,10 +32,10 @@ def solutions(path: Path, heldout: int) -> list[tuple[str, str, int]]:
 
 def test_heldout_problems_are_not_trained_on(tmp_path: Path) -> None:
     found = solutions(tmp_path / "data.jsonl", heldout=1)
-    assert [prompt.replace(" ", "") for prompt, _, _ in found] == ["2+3=", "4+4="]
+    assert [prompt.removeprefix("<begin>") for prompt, _, _ in found] == ["2+3=", "4+4="]
 
 
 def test_calculator_calls_are_left_out_and_the_end_token_put_behind(tmp_path: Path) -> None:
     (_, first, end), *_ = solutions(tmp_path / "data.jsonl", heldout=1)
-    assert first.replace(" ", "") == "2+3=5"
+    assert first == "2+3=5"
     assert end == load_tokenizer("embedded").eos_token_id
