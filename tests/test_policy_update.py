@@ -435,6 +435,9 @@ def test_the_samplers_logprobs_can_stand_for_the_old_ones():
     report = update(policy, trees, [random_credit(t, 1) for t in trees], settings=settings)
     assert "old" not in report.seconds
     assert report.first.ratio_max > 1.01
+    # What sampler and trainer differ by is measured where the weights are still those that sampled.
+    assert report.sums.compared == report.first.tokens < report.sums.tokens
+    assert report.metrics()["sampling/sampling_logp_difference/mean"] > 0.1
 
 
 def test_missing_sampler_logprobs_cannot_stand_for_the_old_ones():

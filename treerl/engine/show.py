@@ -42,9 +42,15 @@ def list_trees(
     ]
     if console is not None:
         names = ("tree", "run", "step", "question", "right", "leaves", "spans", "tokens", "cached")
-        console.print(render_rows("", names, [[row[name] for name in names] for row in rows]))
+        shown = [{**row, "question": _one_line(row["question"])} for row in rows]
+        console.print(render_rows("", names, [[row[name] for name in names] for row in shown]))
         console.print(f"open one: treerl inspect TREE --url {url}", highlight=False, style="dim")
     return rows
+
+
+def _one_line(text: str, most: int = 40) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def show_tree(url: str, tree_id: int, *, console: Console | None) -> dict[str, Any]:

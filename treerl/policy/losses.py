@@ -27,7 +27,8 @@ class TokenColumns:
 
     positive, negative, weight: the masses P, M, W. lp_old: log-probs at the start of the update, or stored
     behaviour log-probs where `fresh` (bool[n]) is False: tokens that come from the replay cache. lp_beh: the
-    sampler's log-probs, NaN = absent. lp_ref: the reference's, None = no reference.
+    sampler's log-probs, NaN = absent. lp_ref: the reference's, None = no reference. lp_start: the trainer's under the
+    weights that sampled, for the comparison with the sampler, NaN = not computed; None: lp_old is that.
     """
 
     positive: Tensor
@@ -37,6 +38,7 @@ class TokenColumns:
     lp_beh: Tensor
     fresh: Tensor
     lp_ref: Tensor | None = None
+    lp_start: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +142,9 @@ def _diagnostics(
     none = torch.zeros_like(high)
     dual = none if settings.clip_ratio_c is None else ratio > settings.clip_ratio_c
     fresh, stale = columns.fresh, ~columns.fresh
-    compared = fresh & columns.lp_beh.isfinite()
-    d = torch.where(compared, columns.lp_old - columns.lp_beh, 0.0)
+    start = columns.lp_old if columns.lp_start is None else columns.lp_start
+    compared = fresh & columns.lp_beh.isfinite() & start.isfinite()
+    d = torch.where(compared, start - columns.lp_beh, 0.0)
     v = torch.where(compared, d.exp(), 0.0)
     absent = torch.full_like(ratio, torch.nan)
     terms = {

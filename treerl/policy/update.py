@@ -137,6 +137,9 @@ def _take_sampled(minis: list[_MiniBatch]) -> None:
                 f"{absent} tokens have no sampler log-prob (NaN), which update.old_logprobs = "
                 '"sampler" needs; set it to "recompute"'
             )
+        # The first step's forward has the weights that sampled, and fills this in.
+        unknown = torch.full_like(micro.columns.lp_beh, torch.nan)
+        micro.columns = replace(micro.columns, lp_start=unknown)
         micro.known = True
 
 
@@ -325,6 +328,8 @@ def _optimizer_step(run: _Run, mini: _MiniBatch) -> None:
             lp, entropy = _train_forward(run, micro)
             if not micro.known:
                 _set_old(micro, lp)
+            if micro.columns.lp_start is not None and not report.steps:
+                micro.columns = replace(micro.columns, lp_start=lp.detach())
             _check_sampler(run, micro)
             outputs = policy_loss(lp, entropy, micro.columns, run.loss, mini.denominator)
             _check_finite(run, micro, lp, outputs)
