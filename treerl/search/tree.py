@@ -168,8 +168,8 @@ class Tree:
 
     def leaves(self) -> IntArray:
         """Rows of ended paths: no children, finish STOP or LENGTH; ascending."""
-        ended = np.isin(self.nodes.finish, (Finish.STOP, Finish.LENGTH))
-        return np.flatnonzero(ended)
+        finish = self.nodes.finish
+        return np.flatnonzero((finish == Finish.STOP) | (finish == Finish.LENGTH))
 
     def path(self, node: int) -> list[int]:
         """Rows from the root to `node`."""
