@@ -42,7 +42,10 @@ def list_trees(
     ]
     if console is not None:
         names = ("tree", "run", "step", "question", "right", "leaves", "spans", "tokens", "cached")
-        shown = [{**row, "question": _one_line(row["question"])} for row in rows]
+        shown = [
+            {**row, "tree": str(row["tree"]), "question": _one_line(row["question"])}
+            for row in rows
+        ]
         console.print(render_rows("", names, [[row[name] for name in names] for row in shown]))
         console.print(f"open one: treerl inspect TREE --url {url}", highlight=False, style="dim")
     return rows
