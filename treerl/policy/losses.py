@@ -28,7 +28,8 @@ class TokenColumns:
     positive, negative, weight: the masses P, M, W. lp_old: log-probs at the start of the update, or stored
     behaviour log-probs where `fresh` (bool[n]) is False: tokens that come from the replay cache. lp_beh: the
     sampler's log-probs, NaN = absent. lp_ref: the reference's, None = no reference.
-    lp_start: the trainer's under the weights that sampled, for the comparison with the sampler, NaN = not computed; None: lp_old is that.
+    lp_start: the trainer's under the weights that sampled, to compare with the sampler, NaN = not computed;
+    None: lp_old is that.
     """
 
     positive: Tensor
