@@ -43,7 +43,7 @@ def list_trees(
     if console is not None:
         names = ("tree", "run", "step", "question", "right", "leaves", "spans", "tokens", "cached")
         shown = [
-            {**row, "tree": str(row["tree"]), "question": _one_line(row["question"])}
+            {**row, "tree": str(row["tree"]), "question": _one_line(str(row["question"]))}
             for row in rows
         ]
         console.print(render_rows("", names, [[row[name] for name in names] for row in shown]))
