@@ -16,7 +16,7 @@ gguf = pytest.importorskip("gguf")
 pytest.importorskip("accelerate")
 
 WIDTH, HEADS, HIDDEN = 32, 2, 64
-TOKENS = ["<end>", "<|im_start|>", *"0123456789+=ab", "ab", "\u0120"]
+TOKENS = ["<end>", "<|im_start|>", *"0123456789+=ab", "ab", "ba", "\u0120"]
 
 
 def write_file(path: Path) -> dict[str, np.ndarray]:
@@ -35,7 +35,7 @@ def write_file(path: Path) -> dict[str, np.ndarray]:
     writer.add_tokenizer_pre("default")
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, 3, *[1] * (len(TOKENS) - 2)])
-    writer.add_token_merges(["a b"])
+    writer.add_token_merges(["a b", "b a"])  # readers take a single one for a text
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(0)
     shapes = {

@@ -66,6 +66,8 @@ def load_policy(settings: "PolicySettings") -> Policy:
     try:
         model = _load_weights(source, dtype, options)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if "gguf_file" in options:
+            _set_end_token(tokenizer, model.config.eos_token_id)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
             f"policy.model = {settings.model!r} cannot be loaded: {error}\n"
@@ -95,6 +97,12 @@ def _load_weights(source: str, dtype: torch.dtype, options: Mapping[str, Any]) -
     if "gguf_file" in options and getattr(model, "hf_quantizer", None) is not None:
         model.hf_quantizer.remove_quantization_config(model)
     return model
+
+
+def _set_end_token(tokenizer: Any, end: int | None) -> None:
+    """The model's end token as the tokenizer's: transformers 5.16 takes a GGUF file's begin token for it."""
+    if isinstance(end, int):
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
 
 
 def load_tokenizer(model: str) -> Any:
