@@ -1,0 +1,78 @@
+"""Every setting of a run, with its default and meaning: pydantic models, frozen, unknown keys refused.
+
+One file a group of sections; reading recipe files is in treerl.recipe. Nothing heavy is imported here.
+"""
+
+from treerl.config.credit import (
+    AdvantageSettings,
+)
+from treerl.config.policy import (
+    PolicySettings,
+    SamplerSettings,
+)
+from treerl.config.recipe import (
+    Recipe,
+)
+from treerl.config.replay import (
+    ReplaySettings,
+)
+from treerl.config.run import (
+    EvalSettings,
+    RunSettings,
+)
+from treerl.config.search import (
+    CureSearch,
+    CutSettings,
+    DeepSearchSearch,
+    EntropyTopK,
+    EntropyWindow,
+    FlatSearch,
+    RandomCut,
+    SearchSection,
+    SearchSettings,
+)
+from treerl.config.task import (
+    ChainTask,
+    DatasetTask,
+    FileTask,
+    GymTask,
+    PromptSettings,
+    TaskSettings,
+)
+from treerl.config.update import (
+    LossSettings,
+    UpdateSettings,
+)
+from treerl.config.verifier import (
+    FormatPart,
+    VerifierSettings,
+)
+
+__all__ = [
+    "AdvantageSettings",
+    "ChainTask",
+    "CureSearch",
+    "CutSettings",
+    "DatasetTask",
+    "DeepSearchSearch",
+    "EntropyTopK",
+    "EntropyWindow",
+    "EvalSettings",
+    "FileTask",
+    "FlatSearch",
+    "FormatPart",
+    "GymTask",
+    "LossSettings",
+    "PolicySettings",
+    "PromptSettings",
+    "RandomCut",
+    "Recipe",
+    "ReplaySettings",
+    "RunSettings",
+    "SamplerSettings",
+    "SearchSection",
+    "SearchSettings",
+    "TaskSettings",
+    "UpdateSettings",
+    "VerifierSettings",
+]
