@@ -13,6 +13,7 @@ from treerl.engine.folder import (
     resumed_recipe,
     run_paths,
 )
+from treerl.engine.lock import held
 from treerl.errors import ConfigError
 from treerl.recipe import parse_recipe
 
@@ -46,6 +47,32 @@ def test_a_folder_without_a_run_in_it_is_free():
     Path("runs/a").mkdir(parents=True)
     Path("runs/a/replay.db").touch()
     assert fresh_folder(named()).run.name == "a"
+
+
+def test_a_folder_that_another_process_holds_is_taken_and_cannot_be_held_twice():
+    with held(Path("runs/a")):
+        assert fresh_folder(named()).run.name == "a-2"
+        with (
+            pytest.raises(ConfigError, match="another process trains in runs/a"),
+            held(Path("runs/a")),
+        ):
+            pass
+    assert fresh_folder(named()).run.name == "a"
+
+
+def test_a_relative_cache_is_found_again_from_another_working_folder(tmp_path, monkeypatch):
+    root = begin(
+        parse_recipe({"run": {"name": "a"}, "replay": {"url": "sqlite:///shared/replay.db"}})
+    )
+    header = json.loads((root / "recipe.json").read_text())
+    (root / "recipe.json").write_text(json.dumps({**header, "cwd": str(tmp_path)}))
+    Path("shared").mkdir()
+    Path("shared/replay.db").touch()
+    assert resumed_recipe(root).replay.url == "sqlite:///shared/replay.db"
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    found = resumed_recipe(tmp_path / root)
+    assert found.replay.url == f"sqlite:///{tmp_path}/shared/replay.db"
 
 
 def test_latest_is_the_newest_folder_of_the_name():

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from treerl.config import Recipe
+from treerl.engine.lock import is_held
 from treerl.errors import ConfigError
 from treerl.recipe import apply_overrides, parse_recipe
 
+_SQLITE = "sqlite:///"
 CHANGEABLE = ("max_steps", "max_minutes", "run.checkpoint_every", "run.keep_checkpoints")
 """Settings that a resumed run may change: none of them touches a step that was taken already."""
 
@@ -39,7 +41,8 @@ class Paths:
     @property
     def is_taken(self) -> bool:
         """Whether a run has begun here. A cache alone, left by a start that failed, takes no name."""
-        return self.recipe.exists() or self.metrics.exists() or self.checkpoints.exists()
+        begun = self.recipe.exists() or self.metrics.exists() or self.checkpoints.exists()
+        return begun or is_held(self.root)
 
 
 def run_paths(recipe: Recipe) -> Paths:
@@ -92,9 +95,12 @@ def resumed_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
     """
     header = Paths(root).recipe
     try:
-        stored = json.loads(header.read_text(encoding="utf-8"))["recipe"]
+        begun = json.loads(header.read_text(encoding="utf-8"))
+        stored = begun["recipe"]
         # The folder may have been moved, or named from another working folder.
         stored["run"]["output_dir"] = str(root).replace("{", "{{").replace("}", "}}")
+        if "replay" in stored:
+            stored["replay"]["url"] = _found_again(stored["replay"]["url"], begun.get("cwd"))
     except FileNotFoundError:
         raise ConfigError(
             f"--resume {root}: {header} is missing, so there is no run to go on with"
@@ -114,6 +120,15 @@ def resumed_recipe(root: Path, overrides: Sequence[str] = ()) -> Recipe:
             'policy.model = "CHECKPOINT FOLDER"'
         )
     return recipe
+
+
+def _found_again(url: str, begun_in: str | None) -> str:
+    """The URL of a relative SQLite file that is not here but in the working folder the run began in."""
+    relative = url.removeprefix(_SQLITE)
+    if begun_in is None or relative == url or "{" in url or Path(relative).exists():
+        return url
+    there = Path(begun_in, relative)
+    return f"{_SQLITE}{there}" if there.exists() else url
 
 
 def _numbered(recipe: Recipe, count: int) -> Recipe:

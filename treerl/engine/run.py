@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +53,7 @@ def write_header(paths: Paths, recipe: Recipe, run_id: str, position: int) -> No
     header = {
         "run_id": run_id,
         "replay_position": position,
+        "cwd": str(Path.cwd()),
         "recipe": recipe.model_dump(mode="json"),
         "made_by": made_by(),
     }

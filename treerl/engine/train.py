@@ -21,6 +21,7 @@ from treerl.credit.dense import Signals
 from treerl.engine.display import Display
 from treerl.engine.evaluation import Evaluated, evaluate_session
 from treerl.engine.folder import fresh_folder, replay_url, resume_command, run_paths
+from treerl.engine.lock import held
 from treerl.engine.report import gain_between, render_summary, summarise
 from treerl.engine.run import (
     Progress,
@@ -59,7 +60,11 @@ def train_run(recipe: Recipe, *, resume: bool, console: Console, quiet: bool) ->
         loaded = latest(run_paths(recipe).checkpoints)
     else:
         recipe = fresh_folder(recipe)
-    with Session(recipe) as session, Display(console, quiet=quiet) as display:
+    with (
+        Session(recipe) as session,
+        held(session.paths.root),
+        Display(console, quiet=quiet) as display,
+    ):
         try:
             summary = Trainer(session, display, loaded).run()
         except KeyboardInterrupt:
