@@ -3,7 +3,7 @@
 Plain data out of a Tree; no rich here, no database. Rendering is in treerl.inspect.render.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,8 +22,11 @@ Decode = Callable[[Sequence[int]], str]
 class NodeView:
     """One span. q = value_sum / visits (None without visits); value = mean reward of the leaves below.
 
-    share = visits / visits of the root. entropies: nats, float32[tokens]. answer: what the verifier
-    extracted at a leaf. outcome: of its verdict, None where there is none.
+    share = visits / visits of the root. start, stop: into the tree's token columns. entropies: nats,
+    float32[tokens]; entropy, logprob: their means, None where unknown. version: newest policy version of its
+    tokens (-1: prompt); age: versions behind the tree's newest (None on the prompt; versions of another run's
+    policy do not compare). cached: taken from the store. answer, outcome, detail: of a leaf's verdict;
+    answer is what the verifier parsed, outcome None where there is no verdict.
     """
 
     row: int
@@ -40,15 +43,39 @@ class NodeView:
     text: str
     origin: str
     finish: str
+    start: int
+    stop: int
+    entropy: float | None = None
+    logprob: float | None = None
+    version: int = -1
+    age: int | None = None
+    cached: bool = False
+    chosen_by_token: bool = False
+    selected: bool = True
     answer: str | None = None
     outcome: str | None = None
     reward: float | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
     best: bool = False
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the span."""
+        return self.stop - self.start
+
+    @property
+    def is_cut_point(self) -> bool:
+        """The search branched at the end of this span."""
+        return len(self.children) > 1
 
 
 @dataclass(slots=True)
 class TreeView:
-    """A whole tree. `best_leaf`: the right leaf of highest mean log-prob, else None."""
+    """A whole tree; `nodes` by row, depth-first. `best_leaf`: the right leaf of highest mean log-prob, or None.
+
+    version: newest policy version that drew tokens for it (-1: all of it came from the cache).
+    """
 
     nodes: dict[int, NodeView]
     question: str
@@ -56,7 +83,21 @@ class TreeView:
     n_tokens: int
     n_generated: int
     best_leaf: int | None
+    version: int = -1
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def right_leaves(self) -> list[int]:
+        """Rows of right leaves, in the order of the lines."""
+        return [row for row, node in self.nodes.items() if node.mark == RIGHT]
+
+    def path(self, row: int) -> list[int]:
+        """Rows from the root to `row`."""
+        rows = [row]
+        while row != ROOT:
+            row = self.nodes[row].parent
+            rows.append(row)
+        return rows[::-1]
 
 
 def view_tree(tree: Tree, decode: Decode, *, question: str = "", truth: str = "") -> TreeView:
@@ -73,6 +114,11 @@ def view_tree(tree: Tree, decode: Decode, *, question: str = "", truth: str = ""
         visits, value_sum = judged_below.astype(int), reward_below
     best_leaf = _best_leaf(tree, right)
     best_rows = set(tree.path(best_leaf)) if best_leaf is not None else set()
+    entropy = span_means(tree, tree.tokens.entropy)
+    logprob = span_means(tree, tree.tokens.logprob)
+    versions = _over_spans(tree, np.maximum, tree.tokens.policy_version)
+    cached = tree.draws.source[tree.nodes.draw] > 0
+    newest = int(np.max(versions, initial=-1, where=~cached))
     nodes: dict[int, NodeView] = {}
     for row in tree.walk():
         verdict = tree.verdicts.get(row)
@@ -93,14 +139,50 @@ def view_tree(tree: Tree, decode: Decode, *, question: str = "", truth: str = ""
             text=decode(tree.tokens.token[start:stop].tolist()),
             origin=Origin(int(tree.nodes.origin[row])).name.lower(),
             finish=Finish(int(tree.nodes.finish[row])).name.lower(),
+            start=start,
+            stop=stop,
+            entropy=entropy[row],
+            logprob=logprob[row],
+            version=int(versions[row]),
+            age=None if row == ROOT or newest < 0 else max(0, newest - int(versions[row])),
+            cached=bool(cached[row]),
+            chosen_by_token=bool(tree.nodes.chosen_by_token[row]),
+            selected=bool(tree.nodes.selected[row]),
             answer=verdict.answer if verdict else None,
             outcome=verdict.outcome if verdict else None,
             reward=verdict.reward if verdict else None,
+            detail=verdict.detail if verdict else {},
+            seconds=verdict.seconds if verdict else None,
             best=row in best_rows,
         )
     return TreeView(
-        nodes, question, truth, len(tree.tokens), tree.n_generated, best_leaf, dict(tree.meta)
+        nodes=nodes,
+        question=question,
+        truth=truth,
+        n_tokens=len(tree.tokens),
+        n_generated=tree.n_generated,
+        best_leaf=best_leaf,
+        version=newest,
+        meta=dict(tree.meta),
     )
+
+
+def span_means(tree: Tree, values: NDArray[Any]) -> list[float | None]:
+    """Mean of the finite `values` (float[tokens]) over each span; None where there is none."""
+    finite = np.isfinite(values)
+    total = _over_spans(tree, np.add, np.where(finite, values, 0.0).astype(np.float64))
+    count = _over_spans(tree, np.add, finite.astype(np.int64))
+    pairs = zip(total.tolist(), count.tolist(), strict=True)
+    return [part / n if n else None for part, n in pairs]
+
+
+def _over_spans(tree: Tree, combine: np.ufunc, values: NDArray[Any]) -> NDArray[Any]:
+    """`combine` over the tokens of each span; spans part the token columns without gap or overlap."""
+    starts = tree.nodes.start
+    order = np.argsort(starts)
+    out = np.empty(len(starts), values.dtype)
+    out[order] = combine.reduceat(values, starts[order])
+    return out
 
 
 def _mark(tree: Tree, row: int, is_leaf: bool) -> str:
@@ -142,20 +224,21 @@ def as_json(view: TreeView) -> dict[str, Any]:
                 "visits": node.visits,
                 "leaves": node.leaves,
                 "right_leaves": node.right_leaves,
-                "entropy": _finite_mean(node.entropies),
+                "tokens": node.n_tokens,
+                "entropy": node.entropy,
+                "logprob": node.logprob,
+                "version": node.version,
+                "age": node.age,
+                "cached": node.cached,
                 "text": node.text,
                 "origin": node.origin,
                 "finish": node.finish,
                 "answer": node.answer,
                 "outcome": node.outcome,
                 "reward": node.reward,
+                "detail": dict(node.detail),
                 "best": node.best,
             }
             for node in view.nodes.values()
         ],
     }
-
-
-def _finite_mean(values: NDArray[Any]) -> float | None:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else None
