@@ -2,7 +2,9 @@
 
 Facts (`problem`, `prompt`, `node`, `solution`) are content-addressed: equal content is one row, whoever
 wrote it, and rows never change. Provenance (`policy`, `sampler`, `verifier`, `run`, `draw`, `verdict`) says
-who made them. `tree` and `visit` are one search's opinion, enough to bring its `Tree` back exactly.
+who made them. `tree` and `visit` are one search's opinion, enough to bring its `Tree` back exactly. `pool`,
+`item`, `item_use` and `phase` are what a run keeps for its own later steps: rows carry the step they were
+written at, and are never changed, so that a resumed run sees what the unbroken one saw at that step.
 
 Choices: integer ids inside, 16-byte keys across databases; strings with CHECK, no native enums; times in
 microseconds since the epoch; JSON as canonical text; token and log-prob arrays as raw little-endian BLOBs;
@@ -29,7 +31,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Known schema revisions, oldest first; the last one is what this code reads and writes."""
 
 metadata = MetaData(
@@ -274,6 +276,67 @@ visit = Table(
     CheckConstraint(_FINISH, name="finish"),
     CheckConstraint("(outcome IS NULL) = (seconds IS NULL)", name="judged"),
     CheckConstraint(f"reward BETWEEN -{_MAX_REWARD} AND {_MAX_REWARD}", name="reward"),
+)
+
+# Replay of a run's own rows: what may come back (`item`), and what did (`item_use`).
+pool = Table(
+    "pool",
+    metadata,
+    _id(),
+    Column("run_id", String(26), ForeignKey("run.id", ondelete="CASCADE"), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("sampler", String(16), nullable=False),
+    Column("remover", String(16), nullable=False),
+    _int("max_size"),
+    Column("max_times_sampled", _Big),
+    Column("max_age", _Big),
+    UniqueConstraint("run_id", "name"),
+    CheckConstraint("sampler IN ('uniform', 'prioritised', 'oldest', 'newest')", name="sampler"),
+    CheckConstraint("remover IN ('oldest', 'lowest')", name="remover"),
+    CheckConstraint("max_size > 0", name="max_size"),
+    CheckConstraint("max_times_sampled > 0", name="max_times_sampled"),
+    CheckConstraint("max_age >= 0", name="max_age"),
+)
+
+# An ended path in a pool, by the draw that ends it. `step`: of the run, when it was put.
+item = Table(
+    "item",
+    metadata,
+    _id(),
+    _ref("pool_id", "pool.id", ondelete="CASCADE"),
+    _ref("draw_id", "draw.id", ondelete="CASCADE", index=True),
+    Column("priority", Double, nullable=False),
+    _int("step"),
+    UniqueConstraint("pool_id", "draw_id"),
+    CheckConstraint("priority >= 0 AND priority <= 1e6", name="priority"),
+    Index(None, "pool_id", "step"),
+)
+
+# `probability`, `size`: of the item and of its pool when it was drawn, without which there are no weights.
+item_use = Table(
+    "item_use",
+    metadata,
+    _ref("item_id", "item.id", ondelete="CASCADE"),
+    _int("step"),
+    _int("times"),
+    Column("probability", Double, nullable=False),
+    _int("size"),
+    PrimaryKeyConstraint("item_id", "step"),
+    CheckConstraint("times > 0", name="times"),
+    CheckConstraint("probability > 0 AND probability <= 1", name="probability"),
+)
+
+# A stretch of a run's curriculum: from `step` on these problems are trained on, and why (`data`).
+phase = Table(
+    "phase",
+    metadata,
+    Column("run_id", String(26), ForeignKey("run.id", ondelete="CASCADE"), nullable=False),
+    _int("number"),
+    _int("step"),
+    Column("kind", String(16), nullable=False),
+    Column("data", Text, nullable=False),
+    PrimaryKeyConstraint("run_id", "number"),
+    CheckConstraint("number >= 0 AND step >= 0", name="place"),
 )
 
 _versions = MetaData()
