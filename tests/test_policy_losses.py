@@ -161,7 +161,7 @@ def test_mismatch_of_the_table():
     assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.066667, abs=1e-6)
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.1)
     assert metrics["mismatch/k1"] == pytest.approx(0, abs=1e-12)
-    assert metrics["mismatch/k3"] == pytest.approx(0.003336, abs=1e-6)
+    assert metrics["mismatch/kl"] == pytest.approx(0.003336, abs=1e-6)
 
 
 def test_cached_tokens_take_no_truncated_weight_and_stay_out_of_the_mismatch():

@@ -88,9 +88,11 @@ METRICS: dict[str, str] = {
     "sampling/importance_sampling_ratio/mean": "mean weight",
     "sampling/importance_sampling_ratio/max": "largest weight",
     "mismatch/k1": "k1 KL between sampler and trainer",
-    "mismatch/k3": "k3 KL between sampler and trainer",
+    "mismatch/kl": "k3 KL between sampler and trainer",
     "mismatch/ess": "effective sample size of the importance weights before the cap, as a share",
     "mismatch/capped_frac": "share of importance weights over the cap",
+    "mismatch/ess_leaves": "effective sample size of the leaves' weights before cap and mask (rollout_is = sequence)",
+    "mismatch/rejected_frac": "share of row tokens that a mask or a leaf's weight took out of the update",
     "eval/*": "held-out results: avg@k, pass@k, maj@k, greedy, se, problems, tokens, unjudged answers",
 }
 """Every name a run may write; `*` stands for one word or path."""

@@ -40,11 +40,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _compatible(self) -> Self:
-        if self.loss.rollout_is != "none" and (self.sampler.top_p < 1 or self.sampler.top_k > 0):
-            raise ValueError(
-                "loss.rollout_is needs sampler.top_p = 1 and sampler.top_k = 0: log-probs of a "
-                'truncated distribution are no importance weights; set loss.rollout_is = "none"'
-            )
+        if self.sampler.top_p < 1 or self.sampler.top_k > 0:
+            self._refuse_truncated()
         if self.loss.rollout_is != "none" and self.update.old_logprobs == "sampler":
             raise ValueError(
                 'update.old_logprobs = "sampler" makes loss.rollout_is count the mismatch twice: '
@@ -56,3 +53,18 @@ class Recipe(Section):
                 f"search.num_generations = {self.search.num_generations}: fresh samples must remain"
             )
         return self
+
+    def _refuse_truncated(self) -> None:
+        """top_p and top_k: the sampler's log-prob is that of the renormalised nucleus, the trainer's is not."""
+        if self.loss.rollout_is != "none":
+            raise ValueError(
+                "loss.rollout_is needs sampler.top_p = 1 and sampler.top_k = 0: the sampler's log-probs are those "
+                "of the truncated distribution, so their weights would tell the mass cut off, not the "
+                'mismatch; set loss.rollout_is = "none", or truncate nothing'
+            )
+        if self.update.old_logprobs == "sampler":
+            raise ValueError(
+                'update.old_logprobs = "sampler" needs sampler.top_p = 1 and sampler.top_k = 0: log-probs of a '
+                "truncated distribution make every ratio wrong by the mass cut off; set old_logprobs = "
+                '"recompute", or truncate nothing'
+            )

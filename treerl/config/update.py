@@ -24,14 +24,53 @@ class LossSettings(Section):
     """Weight of the KL to the policy the run started from; 0: no reference is kept."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
     entropy_coef: float = 0.0
-    rollout_is: Literal["none", "token"] = "none"
-    """Truncated importance weights between sampler and trainer (per token)."""
-    rollout_is_threshold: Annotated[float, Field(gt=0)] = 2.0
+    rollout_is: Literal["none", "token", "sequence"] = "token"
+    """Detached importance weights trainer / sampler: one a token, or one a leaf, the product over its tokens."""
+    rollout_is_mode: Literal["truncate", "mask"] = "truncate"
+    """A weight over the threshold is cut to it, or its token (leaf) leaves the update and its denominator."""
+    rollout_is_threshold: Annotated[float, Field(gt=0)] | str = 2.0
+    """Largest weight; with `mask` also a band, "0.5_5.0" (IcePop): outside it the token (leaf) leaves."""
+
+    @property
+    def rollout_is_band(self) -> tuple[float, float]:
+        """Smallest and largest importance weight; the smallest is 0 unless a band is set."""
+        if isinstance(self.rollout_is_threshold, str):
+            low, _, high = self.rollout_is_threshold.partition("_")
+            return float(low), float(high)
+        return 0.0, self.rollout_is_threshold
+
+    @property
+    def weighs_in_loss(self) -> bool:
+        """Weights that multiply each token's surrogate; all others are part of the masses (treerl.credit)."""
+        return self.rollout_is == "token" and self.rollout_is_mode == "truncate"
 
     @model_validator(mode="after")
     def _dual_clip(self) -> Self:
         if self.clip_ratio_c is not None and self.clip_ratio_c <= 1 + self.clip_ratio_high:
             raise ValueError("clip_ratio_c must be above 1 + clip_ratio_high")
+        return self
+
+    @model_validator(mode="after")
+    def _band(self) -> Self:
+        given = self.rollout_is_threshold
+        try:
+            low, high = self.rollout_is_band
+        except ValueError:
+            low, high = 0.0, 0.0
+        if not 0 <= low < high:
+            raise ValueError(
+                f'rollout_is_threshold = {given!r} is neither a number nor a band "low_high"'
+            )
+        if self.rollout_is_mode == "mask" and not low <= 1 <= high:
+            raise ValueError(
+                f"rollout_is_threshold = {given!r} leaves out the weight 1 of samples that are on-policy: "
+                "1 must lie within it"
+            )
+        if self.rollout_is_mode == "truncate" and isinstance(given, str):
+            raise ValueError(
+                f'rollout_is_threshold = "{given}" is a band, which masks: set rollout_is_mode = "mask", '
+                "or give one number"
+            )
         return self
 
 

@@ -1,7 +1,7 @@
 """`assign`: the judged trees of one optimizer step to masses per token. The entry of treerl.credit.
 
-Order: leaves and outcomes, node statistics, outcome part, dense part, one normaliser, rows summed to unique
-tokens. Everything is float64 and computed once over the whole step, before it is cut into micro-batches.
+Order: leaves and outcomes, node statistics, outcome part, dense part, one normaliser, importance weights of
+rows, rows summed to unique tokens. Everything is float64 and computed once over the whole step, before it is cut into micro-batches.
 Token masks and modulators of the catalogue would act between the dense part and the normaliser.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from treerl.config import AdvantageSettings
 from treerl.credit.deepsearch import PAPER, Discount, faithful
 from treerl.credit.dense import Signals, future_kl, implicit_return, log_ratio, soft_values
+from treerl.credit.importance import Importance, Weighed, weigh_rows
 from treerl.credit.masses import TokenCredit
 from treerl.credit.rows import (
     FloatArray,
@@ -51,7 +52,8 @@ class CreditSummary:
 
     positive_on_wrong: share of the tokens on wrong rows (reward <= .5) whose advantage is above 0;
     negative_on_right: share of those on right rows with one below 0. uniform: fraction of trees whose
-    judged leaves all have one reward, dropped: trees that left the batch for it (or have no row).
+    judged leaves all have one reward, dropped: trees that left the batch for it (or have no row). rejected,
+    leaf_ess: see `treerl.credit.importance.Weighed`; NaN without weights on rows.
     """
 
     advantage_mean: float = 0.0
@@ -62,6 +64,8 @@ class CreditSummary:
     dropped: int = 0
     rows: int = 0
     tokens: int = 0
+    rejected: float = float("nan")
+    leaf_ess: float = float("nan")
 
 
 def assign(
@@ -71,10 +75,16 @@ def assign(
     loss_agg_mode: str,
     signals: Sequence[Signals] | None = None,
     discount: Discount = PAPER,
+    importance: Importance | None = None,
 ) -> list[TokenCredit]:
     """One `TokenCredit` a tree, in order; see `assign_with_summary`."""
     return assign_with_summary(
-        trees, settings, loss_agg_mode=loss_agg_mode, signals=signals, discount=discount
+        trees,
+        settings,
+        loss_agg_mode=loss_agg_mode,
+        signals=signals,
+        discount=discount,
+        importance=importance,
     )[0]
 
 
@@ -85,11 +95,13 @@ def assign_with_summary(
     loss_agg_mode: str,
     signals: Sequence[Signals] | None = None,
     discount: Discount = PAPER,
+    importance: Importance | None = None,
 ) -> tuple[list[TokenCredit], CreditSummary]:
     """Masses of every tree and statistics of the step.
 
     loss_agg_mode: as `LossSettings.loss_agg_mode`; sets row weights and denominators (`_masses`).
     signals: one a tree, for the estimators in `NEEDS_SIGNALS`. discount: of the faithful DeepSearch scores.
+    importance: weights that act on rows, with log-weights of all `trees`; they touch no baseline or statistic.
     A tree whose rewards are all equal gets zero masses and denominator 0 if `zero_variance` is `drop`.
     """
     kept = [i for i, tree in enumerate(trees) if _is_kept(tree, settings)]
@@ -99,12 +111,18 @@ def assign_with_summary(
     values = entry_advantages(forest, rows, settings, signals=chosen, discount=discount)
     lengths = [float(trees[i].max_completion_length) for i in kept]
     weight = node_weight(settings)
+    weighed = None
+    if importance is not None:
+        of_kept = [importance.log_weights[i] for i in kept]
+        weighed = weigh_rows(rows, replace(importance, log_weights=of_kept))
     credits = [_nothing(tree) for tree in trees]
-    for i, credit in zip(
-        kept, _masses(forest, rows, values, weight, loss_agg_mode, lengths), strict=True
-    ):
+    found = _masses(forest, rows, values, weight, loss_agg_mode, lengths, weighed)
+    for i, credit in zip(kept, found, strict=True):
         credits[i] = credit
-    return credits, _summary(trees, forest, rows, values)
+    summary = _summary(trees, forest, rows, values)
+    if weighed is not None:
+        summary = replace(summary, rejected=weighed.rejected, leaf_ess=weighed.leaf_ess)
+    return credits, summary
 
 
 def advantages(
@@ -248,14 +266,18 @@ def _masses(
     weight: NodeWeight,
     loss_agg_mode: str,
     max_completion_length: Sequence[float],
+    weighed: Weighed | None = None,
 ) -> list[TokenCredit]:
     """Sums row entries to unique tokens: W = sum of w_i f(u), P, M with [A]_+ and [-A]_+, f = c(s_u)/s_u.
 
     s_u rows pass the node, so node weight n is f = 1, the sum over rows. w_i is 1, or 1/T_i for
     seq-mean-token-mean. Denominator of a tree: the sum of W for token-mean (row tokens at n, unique trained
     tokens at one) and for seq-mean-token-mean (rows at n); the rows for seq-mean-token-sum; rows *
-    max_completion_length for seq-mean-token-sum-norm.
+    max_completion_length for seq-mean-token-sum-norm. Importance weights multiply A, not w_i: a cut weight
+    shrinks no denominator, a rejected entry is no entry.
     """
+    if weighed is not None:
+        rows, values = weighed.rows, values[weighed.kept] * weighed.factor
     n_tokens, n_trees = len(forest.mask), len(forest.roots)
     w = _row_weights(rows, loss_agg_mode)[rows.row]
     factor = _node_factor(rows, weight, n_tokens)

@@ -6,6 +6,7 @@ Trees are in the store before they are trained on, so a resumed run takes them f
 
 import gc
 import json
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +18,6 @@ from treerl.canon import generator
 from treerl.config import DeepSearchSearch, Recipe, SearchSettings
 from treerl.credit.assign import NEEDS_SIGNALS, assign_with_summary
 from treerl.credit.deepsearch import PAPER, Discount
-from treerl.credit.dense import Signals
 from treerl.engine.display import Display
 from treerl.engine.evaluation import Evaluated, evaluate_session
 from treerl.engine.folder import fresh_folder, replay_url, resume_command, run_paths
@@ -31,13 +31,14 @@ from treerl.engine.run import (
     weights_digest,
     write_header,
 )
+from treerl.engine.scores import credit_scores
 from treerl.engine.session import Session
 from treerl.engine.step import Searched, TreeName, put_tree, search_metrics, search_step
 from treerl.errors import Interrupted, StoreError
 from treerl.metrics import MetricsLog
 from treerl.policy.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
 from treerl.policy.optimizer import PolicyOptimizer, Schedule, linear_warmup, warmup_linear
-from treerl.policy.reference import freeze, score_trees
+from treerl.policy.reference import freeze
 from treerl.policy.selfcheck import check_packing
 from treerl.policy.update import update_policy
 from treerl.policy.update_report import UpdateReport
@@ -310,13 +311,14 @@ class Trainer:
         """Credit and optimizer steps on the trees of a step."""
         begun = time.perf_counter()
         recipe, policy = self.recipe, self.session.policy
-        signals = self._signals(trees)
+        signals, importance = credit_scores(recipe, policy, self.reference, trees)
         credits, summary = assign_with_summary(
             trees,
             recipe.advantage,
             loss_agg_mode=recipe.loss.loss_agg_mode,
             signals=signals,
             discount=discount_of(recipe.search),
+            importance=importance,
         )
         credited = time.perf_counter()
         report = update_policy(
@@ -341,24 +343,11 @@ class Trainer:
             "train/seconds": ended - credited,
             "train/tokens_per_second": report.tokens_trained / max(ended - credited, 1e-9),
         }
+        if importance is not None:
+            row["mismatch/rejected_frac"] = summary.rejected
+            if not math.isnan(summary.leaf_ess):
+                row["mismatch/ess_leaves"] = summary.leaf_ess
         return report, row
-
-    def _signals(self, trees: list[Tree]) -> list[Signals] | None:
-        """Log-probs under the policy and the reference, for estimators with a dense part."""
-        recipe = self.recipe
-        if recipe.advantage.estimator not in NEEDS_SIGNALS or self.reference is None:
-            return None
-        old, ref = (
-            score_trees(
-                policy,
-                trees,
-                temperature=recipe.sampler.temperature,
-                max_tokens=recipe.update.max_tokens_per_microbatch,
-                pack=recipe.update.pack,
-            )
-            for policy in (self.session.policy, self.reference)
-        )
-        return [Signals(lp_old=o, lp_ref=r) for o, r in zip(old, ref, strict=True)]
 
     # The end ---------------------------------------------------------------------------------------------
 

@@ -126,7 +126,7 @@ class LossSums:
                 "sampling/importance_sampling_ratio/mean": self.is_weight / self.compared,
                 "sampling/importance_sampling_ratio/max": self.is_weight_max,
                 "mismatch/k1": -self.logp_difference / self.compared,
-                "mismatch/k3": self.mismatch_k3 / self.compared,
+                "mismatch/kl": self.mismatch_k3 / self.compared,
                 "mismatch/ess": _effective(self.is_weight, self.is_weight_square, self.compared),
                 "mismatch/capped_frac": self.is_capped / self.compared,
             }

@@ -4,8 +4,9 @@ Every term is a plain sum over the tokens of a micro-batch, divided by a denomin
 the whole optimizer step before its first forward: any split into micro-batches gives the same gradient.
 A token that several training rows share carries P and M, the sums of its rows' positive and of their negated
 negative advantages. Clip and dual clip act on each mass by its own rule, so the loss equals that of separate
-rows at every ratio. Losses with one factor a row (GSPO, sequence weights) are not here; nor are the forward
-pass (treerl.policy.forward) and the loop over batches (treerl.policy.update).
+rows at every ratio. Weights of whole rows and masks are part of the masses (treerl.credit.importance). Losses
+with one ratio a row (GSPO) are not here; nor are the forward pass (treerl.policy.forward) and the loop over
+batches (treerl.policy.update).
 """
 
 from dataclasses import dataclass
@@ -110,16 +111,19 @@ def policy_loss(
         cap=settings.clip_ratio_c,
     )
     omega = ratio.detach()
-    if settings.rollout_is == "token":
-        weights = truncated_weights(columns.lp_old, columns.lp_beh, settings.rollout_is_threshold)
+    cap = settings.rollout_is_band[1]
+    if settings.rollout_is != "none":
+        weights = truncated_weights(columns.lp_old, columns.lp_beh, cap)
         weights = torch.where(columns.fresh, weights, torch.ones_like(weights))
-        surrogate, omega = surrogate * weights, omega * weights
+        omega = omega * weights
+        if settings.weighs_in_loss:
+            surrogate = surrogate * weights
     total = surrogate.sum()
     kl = None
     if columns.lp_ref is not None:
         kl = kl_penalty(lp, columns.lp_ref, settings.kl_estimator)
     if kl is not None and settings.kl_coef:
-        omega = omega.clamp(max=settings.rollout_is_threshold)
+        omega = omega.clamp(max=cap)
         total = total + settings.kl_coef * (columns.weight * omega * kl).sum()
     if entropy is not None and settings.entropy_coef:
         total = total - settings.entropy_coef * (columns.weight * entropy).sum()
@@ -167,7 +171,7 @@ def _diagnostics(
         "mismatch_k3": torch.where(compared, v - 1.0 - d, 0.0),
         "is_weight": v,
         "is_weight_square": v.square(),
-        "is_capped": v > settings.rollout_is_threshold,
+        "is_capped": v > settings.rollout_is_band[1],
         "cached": stale,
         "cached_ratio": ratio * stale,
         "cached_ratio_square": ratio.square() * stale,

@@ -355,7 +355,7 @@ def _check_sampler(run: _Run, micro: _MicroBatch) -> None:
         run.optimizer.zero_grad()
         raise UpdateError(
             f"{absent} of {len(columns.fresh)} tokens have no sampler log-prob (NaN), which "
-            'loss.rollout_is = "token" needs; set loss.rollout_is = "none"'
+            f'loss.rollout_is = "{run.loss.rollout_is}" needs; set loss.rollout_is = "none"'
         )
 
 
