@@ -17,6 +17,11 @@ Advantages = list[list[np.ndarray]]
 """Per tree and training leaf: float64[path length], the prompt included."""
 
 
+def unweighted(**settings) -> LossSettings:
+    """Loss settings without importance weights: for trees that no sampler drew."""
+    return LossSettings(rollout_is="none", **settings)
+
+
 def use_exact_norm(monkeypatch) -> None:
     """RMSNorm in the dtype of its input: the library's is float32 whatever the dtype."""
 

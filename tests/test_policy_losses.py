@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support_update import unweighted
 from treerl.config import LossSettings
 from treerl.policy.loss_sums import LossSums
 from treerl.policy.losses import (
@@ -247,7 +248,7 @@ def test_off_policy_kl_needs_the_detached_weight():
 
 
 def test_policy_loss_weighs_the_kl_by_policy_over_sampler():
-    settings = LossSettings(kl_coef=1.0, kl_estimator="k2", rollout_is_threshold=9.0)
+    settings = unweighted(kl_coef=1.0, kl_estimator="k2", rollout_is_threshold=9.0)
     logits = PI.log().requires_grad_()
     lp = torch.log_softmax(logits, 0)
     outputs = policy_loss(
@@ -266,11 +267,11 @@ def test_policy_loss_weighs_the_kl_by_policy_over_sampler():
 
 def run(*, lp, entropy=None, settings=None, denominator=1.0, **given) -> LossOutputs:
     entropy = torch.zeros_like(lp) if entropy is None else entropy
-    return policy_loss(lp, entropy, columns(**given), settings or LossSettings(), denominator)
+    return policy_loss(lp, entropy, columns(**given), settings or unweighted(), denominator)
 
 
 def test_entropy_bonus_pushes_logits_towards_the_uniform_distribution():
-    settings = LossSettings(entropy_coef=1.0)
+    settings = unweighted(entropy_coef=1.0)
     p = tensor(0.5, 0.3, 0.2)
     logits = p.log().requires_grad_()
     probabilities = torch.softmax(logits, 0)
@@ -297,7 +298,7 @@ def test_first_step_has_ratio_one_no_clipping_and_gradient_minus_the_mean_advant
 
 def test_clip_fractions_are_shares_of_mass():
     ratios = tensor(1.5, 1.0, 0.5, 4.0)
-    settings = LossSettings(clip_ratio_c=3.0)
+    settings = unweighted(clip_ratio_c=3.0)
     outputs = run(
         lp=ratios.log(),
         settings=settings,

@@ -16,6 +16,7 @@ from tests.support_update import (
     random_advantages,
     row_logprobs,
     store_logprobs,
+    unweighted,
     use_exact_norm,
     worst,
 )
@@ -37,7 +38,7 @@ def update(policy, trees, credits, *, loss=None, settings=None, optimizer=None, 
         optimizer or PolicyOptimizer(policy.model, settings),
         trees,
         credits,
-        loss=loss or LossSettings(),
+        loss=loss or unweighted(),
         update=settings,
         temperature=options.pop("temperature", 1.0),
         generator=np.random.default_rng(0),
@@ -80,7 +81,7 @@ def test_packed_trees_equal_separate_padded_rows(monkeypatch, mode, spread):
     trees = mark_cached([ragged_tree(1), ragged_tree(2)])
     store_logprobs(policy, trees, spread=spread, seed=3)
     advantages = random_advantages(trees, seed=4)
-    loss = LossSettings(
+    loss = unweighted(
         loss_agg_mode=mode, clip_ratio_c=3.0, kl_coef=0.1, entropy_coef=0.05, rollout_is_threshold=9
     )
     (gradient,), report = recorded(
@@ -113,7 +114,7 @@ def test_spans_without_credit_are_not_run_and_change_nothing(monkeypatch, pack):
         for number, (leaf, row) in enumerate(zip(training_leaves(tree), rows, strict=True)):
             if number % 2 == 0:
                 row[-int(tree.nodes.stop[leaf] - tree.nodes.start[leaf]) :] = 0.0
-    loss = LossSettings(loss_agg_mode="token-mean", clip_ratio_c=3.0)
+    loss = unweighted(loss_agg_mode="token-mean", clip_ratio_c=3.0)
     settings = UpdateSettings(pack=pack)
     (gradient,), report = recorded(
         policy, trees, masses(trees, advantages, "token-mean"), loss=loss, settings=settings
@@ -136,7 +137,7 @@ def test_k3_and_temperature_equal_separate_rows(monkeypatch):
     trees = mark_cached([ragged_tree(1)])
     store_logprobs(policy, trees, spread=0.3, seed=3)
     advantages = random_advantages(trees, seed=4)
-    loss = LossSettings(kl_coef=0.1, kl_estimator="k3", rollout_is_threshold=9)
+    loss = unweighted(kl_coef=0.1, kl_estimator="k3", rollout_is_threshold=9)
     (gradient,), _ = recorded(
         policy,
         trees,
@@ -197,7 +198,7 @@ def test_two_iterations_of_two_mini_batches_equal_a_plain_training_loop(monkeypa
     for _ in range(2):
         for (members, rows), lp_old in zip(chosen, old, strict=True):
             plain.zero_grad()
-            flat_loss(model, members, rows, LossSettings(), lp_old=lp_old).backward()
+            flat_loss(model, members, rows, unweighted(), lp_old=lp_old).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
             plain.step()
     assert len(report.steps) == 4
@@ -215,7 +216,7 @@ def test_micro_batches_and_parts_of_a_tree_change_nothing(monkeypatch, pack):
     trees = mark_cached([ragged_tree(1), ragged_tree(2), random_tree(3)])
     store_logprobs(policy, trees, spread=0.6, seed=3)
     credits = masses(trees, random_advantages(trees, seed=4), "seq-mean-token-mean")
-    loss = LossSettings(
+    loss = unweighted(
         loss_agg_mode="seq-mean-token-mean", clip_ratio_c=3, kl_coef=0.1, entropy_coef=0.1
     )
     whole = UpdateSettings(max_tokens_per_microbatch=4096)
@@ -343,7 +344,7 @@ def test_trees_without_credit_are_not_run_but_their_denominator_counts(monkeypat
 def test_entropy_bonus_acts_on_trees_without_advantages():
     policy = tiny_llama()
     tree = random_tree(1)
-    report = update(policy, [tree], [no_credit(tree)], loss=LossSettings(entropy_coef=0.1))
+    report = update(policy, [tree], [no_credit(tree)], loss=unweighted(entropy_coef=0.1))
     assert report.trees_trained == 1
     assert report.steps[0].grad_norm > 0
 
@@ -404,7 +405,7 @@ def test_greedy_samples_and_a_missing_reference_are_refused():
     with pytest.raises(ConfigError, match=r"sampler\.temperature = 0"):
         update(policy, [tree], [random_credit(tree, 1)], temperature=0.0)
     with pytest.raises(ConfigError, match="needs a reference"):
-        update(policy, [tree], [random_credit(tree, 1)], loss=LossSettings(kl_coef=0.1))
+        update(policy, [tree], [random_credit(tree, 1)], loss=unweighted(kl_coef=0.1))
 
 
 # Reference

@@ -2,7 +2,7 @@
 
 import pytest
 
-from treerl.config import Recipe
+from treerl.config import LossSettings, Recipe
 from treerl.errors import ConfigError
 from treerl.recipe import FOREIGN_NAMES, load_recipe, parse_recipe, shipped_recipes
 
@@ -53,6 +53,41 @@ def test_generations_must_divide():
 def test_importance_weights_refuse_a_truncated_distribution():
     message = refusal({"sampler": {"top_p": 0.9}, "loss": {"rollout_is": "token"}})
     assert "sampler.top_p = 1" in message
+
+
+def test_the_samplers_logprobs_as_denominators_refuse_a_truncated_distribution():
+    message = refusal(
+        {
+            "sampler": {"top_k": 20},
+            "loss": {"rollout_is": "none"},
+            "update": {"old_logprobs": "sampler"},
+        }
+    )
+    assert "sampler.top_k = 0" in message
+    assert 'old_logprobs = "recompute"' in message
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        ({"rollout_is_threshold": "0.5_5.0"}, 'set rollout_is_mode = "mask"'),
+        ({"rollout_is_threshold": "0.5-5"}, 'neither a number nor a band "low_high"'),
+        ({"rollout_is_mode": "mask", "rollout_is_threshold": "2_5"}, "1 must lie within it"),
+        ({"rollout_is_mode": "mask", "rollout_is_threshold": 0.5}, "1 must lie within it"),
+    ],
+)
+def test_thresholds_that_cannot_be_are_refused(loss, told):
+    assert told in refusal({"loss": loss})
+
+
+def test_a_band_of_importance_weights_is_read():
+    recipe = parse_recipe(
+        {"loss": {"rollout_is_mode": "mask", "rollout_is_threshold": "0.5_5.0"}}, source="test"
+    )
+    assert recipe.loss.rollout_is_band == (0.5, 5.0)
+    assert LossSettings().rollout_is_band == (0.0, 2.0)
+    assert LossSettings().weighs_in_loss
+    assert not recipe.loss.weighs_in_loss
 
 
 def test_cached_solutions_must_leave_room_for_fresh_ones():

@@ -91,7 +91,7 @@ METRICS: dict[str, str] = {
     "mismatch/kl": "k3 KL between sampler and trainer",
     "mismatch/ess": "effective sample size of the importance weights before the cap, as a share",
     "mismatch/capped_frac": "share of importance weights over the cap",
-    "mismatch/ess_leaves": "effective sample size of the leaves' weights before cap and mask (rollout_is = sequence)",
+    "mismatch/ess_leaves": "effective sample size of the leaves' weights, before cap and mask",
     "mismatch/rejected_frac": "share of row tokens that a mask or a leaf's weight took out of the update",
     "eval/*": "held-out results: avg@k, pass@k, maj@k, greedy, se, problems, tokens, unjudged answers",
 }

@@ -58,9 +58,9 @@ class Recipe(Section):
         """top_p and top_k: the sampler's log-prob is that of the renormalised nucleus, the trainer's is not."""
         if self.loss.rollout_is != "none":
             raise ValueError(
-                "loss.rollout_is needs sampler.top_p = 1 and sampler.top_k = 0: the sampler's log-probs are those "
-                "of the truncated distribution, so their weights would tell the mass cut off, not the "
-                'mismatch; set loss.rollout_is = "none", or truncate nothing'
+                "loss.rollout_is needs sampler.top_p = 1 and sampler.top_k = 0: log-probs of a truncated "
+                "distribution give weights that tell the mass cut off, not the mismatch; "
+                'set loss.rollout_is = "none", or truncate nothing'
             )
         if self.update.old_logprobs == "sampler":
             raise ValueError(

@@ -25,7 +25,7 @@ class LossSettings(Section):
     kl_estimator: Literal["k1", "k2", "k3"] = "k2"
     entropy_coef: float = 0.0
     rollout_is: Literal["none", "token", "sequence"] = "token"
-    """Detached importance weights trainer / sampler: one a token, or one a leaf, the product over its tokens."""
+    """Detached importance weights trainer / sampler: one a token, or one a leaf (product over its tokens)."""
     rollout_is_mode: Literal["truncate", "mask"] = "truncate"
     """A weight over the threshold is cut to it, or its token (leaf) leaves the update and its denominator."""
     rollout_is_threshold: Annotated[float, Field(gt=0)] | str = 2.0

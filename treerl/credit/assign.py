@@ -1,8 +1,9 @@
 """`assign`: the judged trees of one optimizer step to masses per token. The entry of treerl.credit.
 
 Order: leaves and outcomes, node statistics, outcome part, dense part, one normaliser, importance weights of
-rows, rows summed to unique tokens. Everything is float64 and computed once over the whole step, before it is cut into micro-batches.
-Token masks and modulators of the catalogue would act between the dense part and the normaliser.
+rows, rows summed to unique tokens. Everything is float64 and computed once over the whole step, before it is
+cut into micro-batches. Token masks and modulators of the catalogue would act between the dense part and the
+normaliser.
 """
 
 from collections.abc import Sequence

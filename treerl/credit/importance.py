@@ -89,4 +89,5 @@ def effective_share(weights: FloatArray) -> float:
 
 
 def _limited_exp(values: FloatArray) -> FloatArray:
-    return np.exp(np.clip(values, -LOG_LIMIT, LOG_LIMIT))
+    limited: FloatArray = np.exp(np.clip(values, -LOG_LIMIT, LOG_LIMIT))
+    return limited
