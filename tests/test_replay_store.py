@@ -13,6 +13,7 @@ from tests.support_replay import (
 )
 from treerl.errors import StoreError
 from treerl.problem import Problem
+from treerl.replay import rows
 from treerl.replay.stats import check
 from treerl.replay.store import Store, new_run_id
 from treerl.search.sampler import Finish
@@ -150,6 +151,37 @@ def test_putting_a_tree_twice(store):
     with pytest.raises(StoreError, match="has stored another tree for step 0"):
         store.put_tree(run, other, step=0, problem=PROBLEM, provenance=provenance())
     assert len(store.trees()) == 1
+
+
+def test_trees_of_one_batch(store):
+    """Shared facts, the same tree twice, one stored before: as if put one by one."""
+    run = store.start_run("a", {})
+    (a, texts), (b, _) = branched_tree(), star_tree()
+    first = store.put_tree(run, b, step=1, problem=PROBLEM, provenance=provenance())
+    encoded = [
+        rows.encode(
+            tree, step=step, number=0, problem=PROBLEM, provenance=provenance(), texts=texts
+        )
+        for step, tree in ((0, a), (1, b), (2, b), (0, a), (3, a))
+    ]
+    ids = store.put_rows(run, encoded)
+    assert ids[1] == first
+    assert ids[0] == ids[3]
+    assert ids[0] < ids[2] < ids[4]
+    assert store.stored_steps(run) == dict.fromkeys(range(4), 1)
+    for tree_id, tree in zip(ids, (a, b, b, a, a), strict=True):
+        assert_same_tree(store.load_tree(tree_id).tree, tree)
+    with pytest.raises(StoreError, match="in the same batch"):
+        store.put_rows(
+            run,
+            [
+                rows.encode(
+                    tree, step=9, number=0, problem=PROBLEM, provenance=provenance(), texts={}
+                )
+                for tree in (a, b)
+            ],
+        )
+    assert count(store, "tree") == 4
 
 
 def test_counts_of_a_tree(store):

@@ -63,3 +63,39 @@ def test_database_in_memory_is_written_and_read_by_two_threads():
                 assert len(store.trees()) <= step + 1
             writer.flush()
             assert len(store.trees()) == 30
+
+
+def test_trees_that_wait_are_one_transaction(tmp_path):
+    tree, _ = branched_tree()
+    with Store.open(f"sqlite:///{tmp_path}/r.db") as store:
+        run = store.start_run("a", {})
+        commits = []
+        sa.event.listen(store.engine, "commit", commits.append)
+        with Writer(store, run) as writer:
+            with store.write():
+                for step in range(9):
+                    writer.put(tree, step=step, problem=PROBLEM, provenance=provenance())
+            writer.flush()
+        # That of the lock, that of the tree the thread had taken (or none), that of the others.
+        assert len(commits) <= 3
+        assert store.stored_steps(run) == dict.fromkeys(range(9), 1)
+        assert [info.step for info in store.trees()] == list(range(9))
+        for info in store.trees():
+            assert_same_tree(store.load_tree(info.id).tree, tree)
+
+
+def test_trees_before_a_bad_one_in_its_batch_stay(tmp_path):
+    tree, _ = star_tree()
+    other, _ = star_tree(seed=9)
+    with Store.open(f"sqlite:///{tmp_path}/r.db") as store:
+        run = store.start_run("a", {})
+        store.put_tree(run, other, step=3, problem=PROBLEM, provenance=provenance())
+        writer = Writer(store, run)
+        with store.write():
+            for step in range(5):
+                writer.put(tree, step=step, problem=PROBLEM, provenance=provenance())
+        with pytest.raises(StoreError, match="has stored another tree for step 3"):
+            writer.flush()
+        with pytest.raises(StoreError):
+            writer.close()
+        assert list(store.stored_steps(run)) == [0, 1, 2, 3]

@@ -1,27 +1,24 @@
-"""The statements that enter one tree, within a write transaction.
+"""The statements that enter rows, within a write transaction; whole trees are in treerl.replay.batch.
 
 Facts are entered with ON CONFLICT DO NOTHING, sorted by key (one lock order for all writers), and their ids
 read back. Statements are built once: building them costs more than running them.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from treerl.errors import StoreError
 from treerl.replay import schema
-from treerl.replay.keys import VerifierRef, sampler_key
-from treerl.replay.rows import Row, TreeRows
+from treerl.replay.keys import VerifierRef
+from treerl.replay.rows import Columns, Row
 
 CHUNK = 400
 """Keys in one IN list; SQLite before 3.32 takes 999 parameters."""
-
-FactIds = dict[tuple[str, bytes], int]
-"""Ids by (table, key)."""
 
 
 def now_us() -> int:
@@ -36,168 +33,24 @@ def chunks(keys: Iterable[Any]) -> Iterator[list[Any]]:
         yield ordered[first : first + CHUNK]
 
 
-class TreeEntry:
-    """Enters one tree. `known`: ids of facts from earlier transactions; `found`: takes those of this one."""
-
-    def __init__(
-        self,
-        connection: sa.Connection,
-        run_id: str,
-        encoded: TreeRows,
-        known: Mapping[tuple[str, bytes], int],
-        found: FactIds,
-    ) -> None:
-        self.connection, self.run_id, self.rows = connection, run_id, encoded
-        self.known, self.found = known, found
-
-    def write(self) -> int:
-        """Id of the tree; that of the tree already there if it has the same content."""
-        data = self.rows
-        problem_id = self._fact(schema.problem, data.problem)
-        prompt_id = self._fact(schema.prompt, data.prompt | {"problem_id": problem_id})
-        stored = self._stored(problem_id)
-        if stored is not None:
-            return stored
-        tree_id = self._tree(problem_id, prompt_id)
-        nodes = self._nodes(prompt_id)
-        solutions = self._solutions(prompt_id)
-        self._draws(tree_id, nodes, solutions)
-        self._verdicts(tree_id, solutions)
-        visits = [visit | {"tree_id": tree_id} for visit in data.visits]
-        self.connection.execute(schema.visit.insert(), visits)
-        return tree_id
-
-    def _fact(self, table: sa.Table, row: Row) -> int:
-        key: bytes = row["key"]
-        known = self.known.get((table.name, key))
-        if known is None:
-            known = fact_id(self.connection, table, row)
-            self.found[table.name, key] = known
-        return known
-
-    def _stored(self, problem_id: int) -> int | None:
-        where = {
-            "b_run": self.run_id,
-            "b_step": self.rows.step,
-            "b_problem": problem_id,
-            "b_number": self.rows.number,
-        }
-        found = self.connection.execute(_STORED, where).first()
-        if found is None:
-            return None
-        if found.content_key != self.rows.tree["content_key"]:
-            raise StoreError(
-                f"run {self.run_id} has stored another tree for step {self.rows.step} of this problem (tree "
-                f"{found.id}): adopt it, or start the run under a new id"
-            )
-        return int(found.id)
-
-    def _tree(self, problem_id: int, prompt_id: int) -> int:
-        row = self.rows.tree | {
-            "run_id": self.run_id,
-            "problem_id": problem_id,
-            "prompt_id": prompt_id,
-            "step": self.rows.step,
-            "number": self.rows.number,
-            "state": "done",
-            "attempts": 1,
-            "created_us": now_us(),
-        }
-        result = self.connection.execute(schema.tree.insert(), row)
-        assert result.inserted_primary_key is not None
-        return int(result.inserted_primary_key[0])
-
-    def _nodes(self, prompt_id: int) -> dict[tuple[bytes, int], int]:
-        unique = {(row["path_key"], row["start"]): row for row in self.rows.nodes}
-        self._ignore(schema.node, ("path_key", "start"), unique, prompt_id)
-        return {
-            (row.path_key, row.start): row.id
-            for keys in chunks(key for key, _ in unique)
-            for row in self.connection.execute(_NODES, {"b_keys": keys})
-        }
-
-    def _solutions(self, prompt_id: int) -> dict[bytes, int]:
-        unique = {row["path_key"]: row for row in self.rows.solutions}
-        self._ignore(schema.solution, ("path_key",), unique, prompt_id)
-        return {
-            row.path_key: row.id
-            for keys in chunks(unique)
-            for row in self.connection.execute(_SOLUTIONS, {"b_keys": keys})
-        }
-
-    def _ignore(
-        self, table: sa.Table, key: tuple[str, ...], unique: Mapping[Any, Row], prompt_id: int
-    ) -> None:
-        if unique:
-            statement = _insert_new(self.connection.dialect.name, table, key)
-            new = [unique[name] | {"prompt_id": prompt_id} for name in sorted(unique)]
-            self.connection.execute(statement, new)
-
-    def _draws(
-        self, tree_id: int, nodes: Mapping[tuple[bytes, int], int], solutions: Mapping[bytes, int]
-    ) -> None:
-        policies, sampler, sources = self._policies(), self._sampler(), self._sources()
-        entered = []
-        for draw, span in zip(self.rows.draws, self.rows.nodes, strict=True):
-            row = dict(draw)
-            key = row.pop("path_key")
-            ended = row["finish"] in ("stop", "length")
-            if row["source"]:
-                row["policy_id"], row["sampler_id"] = sources.get(row["source"], (None, None))
-            else:
-                row["policy_id"], row["sampler_id"] = policies[row["policy_version"]], sampler
-            row["tree_id"] = tree_id
-            row["node_id"] = nodes[key, span["start"]]
-            row["solution_id"] = solutions.get(key) if ended else None
-            entered.append(row)
-        if entered:
-            self.connection.execute(schema.draw.insert(), entered)
-
-    def _policies(self) -> dict[int, int]:
-        """Ids by the policy version of the tree's own draws."""
-        policy = self.rows.provenance.policy
-        row = {"name": policy.name, "digest": policy.digest}
-        versions = {draw["policy_version"] for draw in self.rows.draws if not draw["source"]}
-        return {
-            version: self._fact(
-                schema.policy, row | {"key": policy.key(version), "version": version}
-            )
-            for version in sorted(versions)
-        }
-
-    def _sampler(self) -> int:
-        params = self.rows.provenance.sampler_json
-        return self._fact(schema.sampler, {"key": sampler_key(params), "params": params})
-
-    def _sources(self) -> dict[int, tuple[int | None, int | None]]:
-        """Policy and sampler of the stored draws that this tree's cached draws were taken from."""
-        return {
-            row.id: (row.policy_id, row.sampler_id)
-            for ids in chunks(draw["source"] for draw in self.rows.draws if draw["source"])
-            for row in self.connection.execute(_SOURCES, {"b_ids": ids})
-        }
-
-    def _verdicts(self, tree_id: int, solutions: Mapping[bytes, int]) -> None:
-        if not self.rows.verdicts:
-            return
-        verifier = verifier_row(self.rows.provenance.verifier)
-        base = {"verifier_id": self._fact(schema.verifier, verifier), "position": tree_id}
-        entered = []
-        for verdict in self.rows.verdicts:
-            row = verdict | base
-            row["solution_id"] = solutions[row.pop("path_key")]
-            entered.append(row)
-        put_verdicts(self.connection, entered)
+def tuples(columns: Columns, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """The rows of these columns."""
+    return zip(*(columns[name] for name in names), strict=True)
 
 
-def fact_id(connection: sa.Connection, table: sa.Table, row: Row) -> int:
-    """Id of the row with this `key`, entered if new."""
-    key = {"b_key": row["key"]}
-    found = connection.execute(_fact_by_key(table), key).scalar()
-    if found is None:
-        connection.execute(_insert_new(connection.dialect.name, table, ("key",)), row)
-        found = connection.execute(_fact_by_key(table), key).scalar_one()
-    return int(found)
+def fact_ids(
+    connection: sa.Connection, table: sa.Table, rows: Mapping[bytes, Row]
+) -> dict[bytes, int]:
+    """Ids by key, of rows that are entered if new."""
+    names = tuple(column.name for column in table.c if column.name != "id")
+    new = [tuple(rows[key][name] for name in names) for key in sorted(rows)]
+    insert_unless_there(connection, table, names, new)
+    query = _facts_by_key(table)
+    return {
+        key: int(fact_id)
+        for keys in chunks(rows)
+        for key, fact_id in connection.execute(query, {"b_keys": keys})
+    }
 
 
 def verifier_row(verifier: VerifierRef) -> Row:
@@ -210,34 +63,91 @@ def verifier_row(verifier: VerifierRef) -> Row:
     }
 
 
-def put_verdicts(connection: sa.Connection, entered: Sequence[Row]) -> None:
-    """Enters verdicts; one that is there stays, unless it was not scored and the new one is."""
-    ordered = sorted(entered, key=lambda row: (row["solution_id"], row["verifier_id"]))
-    connection.execute(_upsert_verdict(connection.dialect.name), ordered)
+VERDICT_NAMES = (
+    "solution_id",
+    "verifier_id",
+    "outcome",
+    "reward",
+    "answer",
+    "detail",
+    "seconds",
+    "position",
+)
+
+
+def put_verdicts(connection: sa.Connection, entered: Sequence[tuple[Any, ...]]) -> None:
+    """Enters verdicts, columns in the order of VERDICT_NAMES.
+
+    One that is there stays, unless it was not scored and the new one is. Of equal ones the first counts.
+    """
+    ordered = sorted(entered, key=itemgetter(0, 1))
+    _execute_many(connection, _upsert_verdict(connection.dialect.name), VERDICT_NAMES, ordered)
 
 
 # Statements ----------------------------------------------------------------------------------------------
 
-_STORED = sa.select(schema.tree.c.id, schema.tree.c.content_key).where(
-    schema.tree.c.run_id == sa.bindparam("b_run"),
-    schema.tree.c.step == sa.bindparam("b_step"),
-    schema.tree.c.problem_id == sa.bindparam("b_problem"),
-    schema.tree.c.number == sa.bindparam("b_number"),
-)
-_NODES = sa.select(schema.node.c.path_key, schema.node.c.start, schema.node.c.id).where(
-    schema.node.c.path_key.in_(sa.bindparam("b_keys", expanding=True))
-)
-_SOLUTIONS = sa.select(schema.solution.c.path_key, schema.solution.c.id).where(
-    schema.solution.c.path_key.in_(sa.bindparam("b_keys", expanding=True))
-)
-_SOURCES = sa.select(schema.draw.c.id, schema.draw.c.policy_id, schema.draw.c.sampler_id).where(
-    schema.draw.c.id.in_(sa.bindparam("b_ids", expanding=True))
-)
+
+def insert_rows(connection: sa.Connection, table: sa.Table, parts: Iterable[Columns]) -> None:
+    """Enters all rows of `parts`, which have the same columns."""
+    names: tuple[str, ...] = ()
+    rows: list[tuple[Any, ...]] = []
+    for columns in parts:
+        names = names or tuple(column.name for column in table.c if column.name in columns)
+        rows += tuples(columns, names)
+    _execute_many(connection, _insert_all(table), names, rows)
+
+
+def insert_unless_there(
+    connection: sa.Connection,
+    table: sa.Table,
+    names: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    """Enters rows, but not those whose content key is there."""
+    key = tuple(name for name in ("key", "path_key", "start") if name in table.c)
+    statement = _insert_new(connection.dialect.name, table, key)
+    _execute_many(connection, statement, names, rows)
+
+
+def _execute_many(
+    connection: sa.Connection,
+    statement: Any,
+    names: tuple[str, ...],
+    rows: Sequence[tuple[Any, ...]],
+) -> None:
+    """One prepared statement over many rows of values in the order of `names`.
+
+    SQLAlchemy would turn each row into a dict and back, which costs more than the database does.
+    """
+    if rows:
+        connection.exec_driver_sql(
+            _text(connection.dialect.name, connection.dialect.driver, statement, names), rows
+        )
 
 
 @cache
-def _fact_by_key(table: sa.Table) -> "sa.Select[Any]":
-    return sa.select(table.c.id).where(table.c.key == sa.bindparam("b_key"))
+def _text(name: str, driver: str, statement: Any, names: tuple[str, ...]) -> str:
+    """The statement with positional parameters in the order of `names`, that of the table's columns."""
+    style = "qmark" if name == "sqlite" else "format"
+    make: Callable[..., sa.Dialect] = sa.make_url(f"{name}+{driver}://").get_dialect()
+    dialect = make(paramstyle=style)
+    compiled = statement.compile(dialect=dialect, column_keys=list(names))
+    assert tuple(compiled.positiontup) == names
+    return str(compiled)
+
+
+_SCORED: sa.ColumnElement[str] = sa.literal_column("'scored'")
+
+
+@cache
+def _facts_by_key(table: sa.Table) -> "sa.Select[Any]":
+    keys = table.c.key.in_(sa.bindparam("b_keys", expanding=True))
+    return sa.select(table.c.key, table.c.id).where(keys)
+
+
+@cache
+def _insert_all(table: sa.Table) -> Any:
+    return table.insert()
 
 
 @cache
@@ -253,7 +163,7 @@ def _upsert_verdict(dialect: str) -> Any:
     return statement.on_conflict_do_update(
         index_elements=["solution_id", "verifier_id"],
         set_={name: new[name] for name in names},
-        where=(schema.verdict.c.outcome != "scored") & (new.outcome == "scored"),
+        where=(schema.verdict.c.outcome != _SCORED) & (new.outcome == _SCORED),
     )
 
 

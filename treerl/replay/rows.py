@@ -21,6 +21,9 @@ from treerl.search.tree import NO_PARENT, Tree
 from treerl.verifiers.verdict import Verdict
 
 Row = dict[str, Any]
+Columns = dict[str, list[Any]]
+"""Many rows, as one list a column: a batch of trees is entered without a dict for each row."""
+
 Stored = Mapping[Any, Any]
 """A row as the database gives it, by column name."""
 
@@ -29,7 +32,6 @@ RIGHT_AT = 1.0
 
 _FINISH_NAMES = {int(finish): finish.name.lower() for finish in Finish}
 _ORIGIN_NAMES = {int(origin): origin.name.lower() for origin in Origin}
-_ENDED = (Finish.STOP, Finish.LENGTH)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class TreeRows:
     """Rows of one tree with keys where the tables have ids.
 
     nodes, draws: one a draw but the prompt, in the order of the tree's draws; visits: one a node. solutions:
-    one an ended draw, by path key. verdicts: one a judged leaf.
+    one an ended path. verdicts: one a judged leaf. The last three and `draws` name paths by `path_key`.
     """
 
     step: int
@@ -45,11 +47,11 @@ class TreeRows:
     problem: Row
     prompt: Row
     tree: Row
-    nodes: list[Row]
-    solutions: list[Row]
-    draws: list[Row]
-    verdicts: list[Row]
-    visits: list[Row]
+    nodes: Columns
+    solutions: Columns
+    draws: Columns
+    verdicts: Columns
+    visits: Columns
     provenance: Provenance
 
 
@@ -69,7 +71,8 @@ def encode(
     prompt_id = prompt_key(problem_id, provenance.tokenizer, prompt)
     paths = draw_paths(tree)
     keys = [b"", *(path_key(prompt_id, path) for path in paths[1:])]
-    solutions = _solutions(tree, keys, paths, texts)
+    ended = tree.leaves().tolist()
+    details = {row: _detail(verdict) for row, verdict in tree.verdicts.items()}
     return TreeRows(
         step=step,
         number=number,
@@ -88,10 +91,10 @@ def encode(
         },
         tree=_tree_row(tree),
         nodes=_nodes(tree, keys, paths),
-        solutions=solutions,
+        solutions=_solutions(tree, ended, keys, paths, texts),
         draws=_draws(tree, keys),
-        verdicts=_verdicts(tree, keys),
-        visits=_visits(tree),
+        verdicts=_verdicts(tree, ended, keys, details),
+        visits=_visits(tree, details),
         provenance=provenance,
     )
 
@@ -141,7 +144,9 @@ def draw_paths(tree: Tree) -> list[NDArray[np.int32]]:
 
 def _tree_row(tree: Tree) -> Row:
     nodes, draws = tree.nodes, tree.draws
-    fresh = np.isin(nodes.finish, _ENDED) & (draws.source[nodes.draw] == 0)
+    finish = nodes.finish
+    ended = (finish == Finish.STOP) | (finish == Finish.LENGTH)
+    fresh = ended & (draws.source[nodes.draw] == 0)
     return {
         "seed": tree.seed,
         "max_completion_length": tree.max_completion_length,
@@ -178,87 +183,90 @@ def content_key(tree: Tree) -> bytes:
     )
 
 
-def _nodes(tree: Tree, keys: Sequence[bytes], paths: Sequence[NDArray[np.int32]]) -> list[Row]:
-    draws, token = tree.draws, tree.tokens.token
-    rows: list[Row] = []
-    spans = zip(draws.start[1:].tolist(), draws.length[1:].tolist(), strict=True)
-    for draw, (start, length) in enumerate(spans, start=1):
-        rows.append(
-            {
-                "path_key": keys[draw],
-                "start": len(paths[draw]) - length,
-                "n_tokens": length,
-                "tokens": token_bytes(token[start : start + length]),
-            }
-        )
-    return rows
+def _nodes(tree: Tree, keys: Sequence[bytes], paths: Sequence[NDArray[np.int32]]) -> Columns:
+    tokens = token_bytes(tree.tokens.token)
+    starts, lengths = tree.draws.start[1:].tolist(), tree.draws.length[1:].tolist()
+    return {
+        "path_key": list(keys[1:]),
+        "start": [len(path) - length for path, length in zip(paths[1:], lengths, strict=True)],
+        "n_tokens": lengths,
+        "tokens": [tokens[4 * a : 4 * (a + n)] for a, n in zip(starts, lengths, strict=True)],
+    }
 
 
 def _solutions(
     tree: Tree,
+    ended: Sequence[int],
     keys: Sequence[bytes],
     paths: Sequence[NDArray[np.int32]],
     texts: Mapping[int, str],
-) -> list[Row]:
-    rows: dict[bytes, Row] = {}
-    for leaf in tree.leaves().tolist():
-        draw = int(tree.nodes.draw[leaf])
-        row = {"path_key": keys[draw], "n_tokens": len(paths[draw]), "text": texts.get(leaf)}
-        rows.setdefault(keys[draw], row)
-    return list(rows.values())
-
-
-def _draws(tree: Tree, keys: Sequence[bytes]) -> list[Row]:
-    draws, tokens = tree.draws, tree.tokens
-    columns = {
-        name: getattr(draws, name).tolist()
-        for name in ("parent", "offset", "k", "seed", "policy_version", "source", "start", "length")
+) -> Columns:
+    draws = tree.nodes.draw.tolist()
+    rows: dict[bytes, tuple[int, str | None]] = {}
+    for leaf in ended:
+        draw = draws[leaf]
+        rows.setdefault(keys[draw], (len(paths[draw]), texts.get(leaf)))
+    return {
+        "path_key": list(rows),
+        "n_tokens": [length for length, _ in rows.values()],
+        "text": [text for _, text in rows.values()],
     }
-    finishes = draws.finish.tolist()
-    logprob = np.asarray(tokens.logprob, "<f4")
-    entropy = np.asarray(tokens.entropy, "<f4")
-    version = np.asarray(tokens.policy_version, "<i4")
-    rows: list[Row] = []
-    for draw in range(1, len(draws)):
-        row = {name: column[draw] for name, column in columns.items()}
-        start = row.pop("start")
-        span = slice(start, start + row.pop("length"))
-        same = bool((version[span] == row["policy_version"]).all())
-        rows.append(
-            row
-            | {
-                "row": draw,
-                "finish": _FINISH_NAMES[finishes[draw]],
-                "path_key": keys[draw],
-                "logprobs": logprob[span].tobytes(),
-                "entropies": entropy[span].tobytes(),
-                "versions": None if same else version[span].tobytes(),
-                "mask": None if tokens.mask[span].all() else tokens.mask[span].tobytes(),
-            }
-        )
-    return rows
 
 
-def _verdicts(tree: Tree, keys: Sequence[bytes]) -> list[Row]:
-    ended = set(tree.leaves().tolist())
-    return [
-        {
-            "path_key": keys[int(tree.nodes.draw[leaf])],
-            "outcome": verdict.outcome,
-            "reward": verdict.reward,
-            "answer": verdict.answer,
-            "detail": _detail(verdict),
-            "seconds": verdict.seconds,
-        }
-        for leaf, verdict in sorted(tree.verdicts.items())
-        if leaf in ended
+def _draws(tree: Tree, keys: Sequence[bytes]) -> Columns:
+    draws, tokens = tree.draws, tree.tokens
+    names = ("parent", "offset", "k", "seed", "policy_version", "source")
+    columns: Columns = {name: getattr(draws, name)[1:].tolist() for name in names}
+    spans = [
+        slice(start, start + length)
+        for start, length in zip(draws.start[1:].tolist(), draws.length[1:].tolist(), strict=True)
     ]
+    columns["row"] = list(range(1, len(draws)))
+    columns["finish"] = [_FINISH_NAMES[value] for value in draws.finish[1:].tolist()]
+    columns["path_key"] = list(keys[1:])
+    for name, values in (("logprobs", tokens.logprob), ("entropies", tokens.entropy)):
+        data = np.asarray(values, "<f4").tobytes()
+        columns[name] = [data[4 * span.start : 4 * span.stop] for span in spans]
+    version, mask = np.asarray(tokens.policy_version, "<i4"), tokens.mask
+    mixed = version != np.repeat(draws.policy_version, draws.length)
+    columns["versions"] = _exceptions(version, mixed, spans)
+    columns["mask"] = _exceptions(mask, ~mask, spans)
+    return columns
 
 
-def _visits(tree: Tree) -> list[Row]:
+def _exceptions(
+    values: NDArray[Any], unusual: NDArray[np.bool_], spans: Sequence[slice]
+) -> list[bytes | None]:
+    """By span its values as bytes, None where no token is unusual."""
+    first = spans[0].start if spans else 0
+    if not unusual[first:].any():
+        return [None] * len(spans)
+    return [values[span].tobytes() if unusual[span].any() else None for span in spans]
+
+
+def _verdicts(
+    tree: Tree,
+    ended: Sequence[int],
+    keys: Sequence[bytes],
+    details: Mapping[int, str | None],
+) -> Columns:
+    leaves = set(ended)
+    found = [(leaf, verdict) for leaf, verdict in sorted(tree.verdicts.items()) if leaf in leaves]
+    draws = tree.nodes.draw.tolist()
+    return {
+        "path_key": [keys[draws[leaf]] for leaf, _ in found],
+        "outcome": [verdict.outcome for _, verdict in found],
+        "reward": [verdict.reward for _, verdict in found],
+        "answer": [verdict.answer for _, verdict in found],
+        "detail": [details[leaf] for leaf, _ in found],
+        "seconds": [verdict.seconds for _, verdict in found],
+    }
+
+
+def _visits(tree: Tree, details: Mapping[int, str | None]) -> Columns:
     nodes = tree.nodes
     plain = ("start", "stop", "offset", "visits", "value_sum", "chosen_by_token", "selected")
-    columns: dict[str, list[Any]] = {name: getattr(nodes, name).tolist() for name in plain}
+    columns: Columns = {name: getattr(nodes, name).tolist() for name in plain}
     columns["parent_row"] = nodes.parent.tolist()
     columns["draw_row"] = nodes.draw.tolist()
     columns["prior"] = absent_as_none(nodes.prior)
@@ -268,11 +276,10 @@ def _visits(tree: Tree) -> list[Row]:
     verdicts = [tree.verdicts.get(row) for row in range(len(nodes))]
     columns["outcome"] = [v and v.outcome for v in verdicts]
     columns["answer"] = [v and v.answer for v in verdicts]
-    columns["detail"] = [v and _detail(v) for v in verdicts]
+    columns["detail"] = [details.get(row) for row in range(len(nodes))]
     columns["seconds"] = [None if v is None else v.seconds for v in verdicts]
     columns["row"] = list(range(len(nodes)))
-    names = tuple(columns)
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return columns
 
 
 def absent_as_none(values: NDArray[Any]) -> list[float | None]:

@@ -274,10 +274,11 @@ def _check_tree(store: Store, head: Any) -> Iterator[str]:
     )
     with store.read() as connection:
         found = connection.execute(query).all()
-    for row, expected in zip(found, again.nodes, strict=True):
-        if (row.path_key, row.start) != (expected["path_key"], expected["start"]):
+    expected = zip(again.nodes["path_key"], again.nodes["start"], strict=True)
+    for row, (path_key, start) in zip(found, expected, strict=True):
+        if (row.path_key, row.start) != (path_key, start):
             yield f"{where}: tokens of draw {row.row} differ from its node's key"
-        if row.solution_key not in (None, expected["path_key"]):
+        if row.solution_key not in (None, path_key):
             yield f"{where}: draw {row.row} ends another path than its solution's key names"
 
 

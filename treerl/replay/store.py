@@ -6,7 +6,7 @@ most the tree it was writing. Finding solutions for a new tree is in treerl.repl
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import RLock
@@ -22,7 +22,8 @@ from treerl.canon import canonical_json
 from treerl.errors import StoreError
 from treerl.problem import Problem
 from treerl.replay import database, rows, schema
-from treerl.replay.entry import TreeEntry, now_us
+from treerl.replay.batch import TreesEntry
+from treerl.replay.entry import now_us
 from treerl.replay.keys import Provenance, problem_key
 from treerl.search.tree import Tree
 
@@ -191,15 +192,15 @@ class Store:
             provenance=provenance,
             texts=texts or {},
         )
-        return self.put_rows(run_id, encoded)
+        return self.put_rows(run_id, [encoded])[0]
 
-    def put_rows(self, run_id: str, encoded: rows.TreeRows) -> int:
-        """`put_tree` of a tree that `rows.encode` has turned into rows."""
+    def put_rows(self, run_id: str, encoded: Sequence[rows.TreeRows]) -> list[int]:
+        """`put_tree` of trees that `rows.encode` has turned into rows: all in one transaction, or none."""
         found: dict[tuple[str, bytes], int] = {}
         with self.write() as connection:
-            tree_id = TreeEntry(connection, run_id, encoded, self._ids, found).write()
+            ids = TreesEntry(connection, run_id, encoded, self._ids, found).write()
         self._ids.update(found)
-        return tree_id
+        return ids
 
     def attach_advantages(self, tree_id: int, advantages: NDArray[Any]) -> None:
         """Records the advantage of each node as trained (float[N], NaN: none)."""

@@ -9,7 +9,7 @@ tree took from the cache.
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ from treerl.canon import HASH_SCHEME, canonical_json, derive_seed
 from treerl.errors import DataError
 from treerl.problem import Problem
 from treerl.replay import schema
-from treerl.replay.entry import chunks, fact_id, put_verdicts, verifier_row
+from treerl.replay.entry import chunks, fact_ids, put_verdicts, verifier_row
 from treerl.replay.keys import PolicyRef, Provenance, VerifierRef, path_key, problem_key, prompt_key
 from treerl.replay.paths import Arrays, chain, draw_arrays, join, tree_shapes
 from treerl.replay.store import Store, newest_tree
@@ -324,29 +324,32 @@ def _star(name: str, members: Sequence[tuple[Record, Record]]) -> tuple[Tree, di
 
 
 def _put_verdicts(store: Store, batch: Sequence[Record]) -> None:
+    judges = {
+        (judge := VerifierRef(**verdict["verifier"])).key: judge
+        for record in batch
+        for verdict in record["verdicts"]
+    }
+    if not judges:
+        return
     with store.write() as connection:
         ids = _solution_ids(connection, [bytes.fromhex(record["path_key"]) for record in batch])
         position = newest_tree(connection)
-        entered = []
-        for record in batch:
-            for verdict in record["verdicts"]:
-                row: Mapping[str, Any] = verdict
-                verifier = verifier_row(VerifierRef(**row["verifier"]))
-                detail = row["detail"]
-                entered.append(
-                    {
-                        "solution_id": ids[bytes.fromhex(record["path_key"])],
-                        "verifier_id": fact_id(connection, schema.verifier, verifier),
-                        "outcome": row["outcome"],
-                        "reward": row["reward"],
-                        "answer": row["answer"],
-                        "detail": None if detail is None else canonical_json(detail),
-                        "seconds": row["seconds"],
-                        "position": position,
-                    }
-                )
-        if entered:
-            put_verdicts(connection, entered)
+        verifiers = fact_ids(
+            connection, schema.verifier, {key: verifier_row(j) for key, j in judges.items()}
+        )
+        entered = [
+            (
+                ids[bytes.fromhex(record["path_key"])],
+                verifiers[VerifierRef(**verdict["verifier"]).key],
+                *(verdict[name] for name in ("outcome", "reward", "answer")),
+                None if verdict["detail"] is None else canonical_json(verdict["detail"]),
+                verdict["seconds"],
+                position,
+            )
+            for record in batch
+            for verdict in record["verdicts"]
+        ]
+        put_verdicts(connection, entered)
 
 
 def _solution_ids(connection: sa.Connection, keys: Sequence[bytes]) -> dict[bytes, int]:

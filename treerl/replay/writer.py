@@ -7,7 +7,7 @@ after it are not written, and none of them has been acknowledged by a flush.
 
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -18,9 +18,14 @@ from treerl.replay.keys import Provenance
 from treerl.replay.store import Store
 from treerl.search.tree import Tree
 
+BATCH_NODES = 4096
+"""Nodes after which a transaction takes no further tree: other writers wait while it runs."""
+
 
 class Writer:
-    """Writes the trees of one run, in the order of `put`. Use as a context manager, or call `close`.
+    """Writes the trees of one run, in the order of `put`, those that wait together in one transaction.
+
+    Use as a context manager, or call `close`.
 
     capacity: trees that may wait; a fuller queue makes `put` wait.
     """
@@ -92,13 +97,40 @@ class Writer:
 
     def _work(self) -> None:
         while True:
-            encoded = self._queue.get()
+            batch, last = self._take()
             try:
-                if encoded is None:
-                    return
                 if self._error is None:
-                    self.store.put_rows(self.run_id, encoded)
+                    self._write(batch)
             except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
                 self._error = error
             finally:
-                self._queue.task_done()
+                for _ in range(len(batch) + last):
+                    self._queue.task_done()
+            if last:
+                return
+
+    def _take(self) -> tuple[list[rows.TreeRows], bool]:
+        """Waits for a tree and takes what else is queued, and whether the end has come."""
+        batch: list[rows.TreeRows] = []
+        encoded = self._queue.get()
+        while encoded is not None:
+            batch.append(encoded)
+            if sum(len(each.visits["row"]) for each in batch) >= BATCH_NODES:
+                return batch, False
+            try:
+                encoded = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, False
+        return batch, True
+
+    def _write(self, batch: Sequence[rows.TreeRows]) -> None:
+        if not batch:
+            return
+        try:
+            self.store.put_rows(self.run_id, batch)
+        except StoreError:
+            if len(batch) == 1:
+                raise
+            # One tree may be at fault: those before it must not be lost with it.
+            for encoded in batch:
+                self.store.put_rows(self.run_id, [encoded])
