@@ -4,8 +4,9 @@ import sqlalchemy as sa
 
 from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, span, star_tree
 from treerl.problem import Problem
+from treerl.replay.bound import ReadBound
 from treerl.replay.keys import VerifierRef
-from treerl.replay.reuse import Asked, ReadBound, cached_solutions
+from treerl.replay.reuse import Asked, cached_solutions
 from treerl.replay.store import Store
 from treerl.search.tree import ROOT, Tree
 from treerl.verifiers.verdict import Verdict

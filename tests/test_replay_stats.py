@@ -2,7 +2,8 @@ import pytest
 
 from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, span, star_tree
 from treerl.problem import Problem
-from treerl.replay.reuse import ReadBound, cached_solutions, stored_prompts
+from treerl.replay.bound import ReadBound
+from treerl.replay.reuse import cached_solutions, stored_prompts
 from treerl.replay.stats import Drawn, check, problems, stats
 from treerl.replay.store import Store
 from treerl.search.tree import ROOT, Tree

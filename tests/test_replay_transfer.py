@@ -7,7 +7,8 @@ import pytest
 from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, star_tree
 from treerl.errors import DataError
 from treerl.problem import Problem
-from treerl.replay.reuse import Asked, ReadBound, cached_solutions
+from treerl.replay.bound import ReadBound
+from treerl.replay.reuse import Asked, cached_solutions
 from treerl.replay.store import Store
 from treerl.replay.transfer import Imported, export_solutions, import_solutions
 

@@ -20,7 +20,7 @@ from treerl.config import Recipe
 from treerl.engine.folder import Paths
 from treerl.engine.session import Session
 from treerl.errors import StoreError
-from treerl.replay.keys import PolicyRef, Provenance, VerifierRef
+from treerl.replay.keys import PolicyRef, Provenance, VerifierRef, descent
 from treerl.verifiers.identity import verifier_identity
 
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -105,7 +105,7 @@ def provenance(session: Session, base_weights: str, run_id: str) -> Provenance:
         tokenizer=digest_hex(
             json.dumps(sorted(tokenizer.get_vocab().items())), tokenizer.chat_template or ""
         ),
-        policy=PolicyRef(recipe.policy.model, digest_hex(base_weights, run_id)),
+        policy=PolicyRef(recipe.policy.model, descent(base_weights, run_id)),
         sampler={
             "engine": f"transformers@{transformers.__version__}",
             "temperature": sampler.temperature,

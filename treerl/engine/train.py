@@ -43,8 +43,9 @@ from treerl.policy.selfcheck import check_packing
 from treerl.policy.update import update_policy
 from treerl.policy.update_report import UpdateReport
 from treerl.problem import Problem
+from treerl.replay.bound import ReadBound
 from treerl.replay.keys import Provenance
-from treerl.replay.reuse import Asked, CachedSolution, ReadBound, cached_solutions
+from treerl.replay.reuse import Asked, CachedSolution, cached_solutions
 from treerl.replay.store import Store
 from treerl.replay.writer import Writer
 from treerl.search.tree import Tree

@@ -17,7 +17,8 @@ from treerl.errors import ConfigError, DataError
 from treerl.inspect.render import render_mapping
 from treerl.policy.sft import Example, SftProgress, SftSettings, sft
 from treerl.problem import Problem
-from treerl.replay.reuse import Asked, ReadBound, cached_solutions
+from treerl.replay.bound import ReadBound
+from treerl.replay.reuse import Asked, cached_solutions
 from treerl.replay.stats import problems as stored_problems
 from treerl.tasks.files import load_file
 

@@ -105,7 +105,7 @@ def insert_unless_there(
 ) -> None:
     """Enters rows, but not those whose content key is there."""
     key = tuple(name for name in ("key", "path_key", "start") if name in table.c)
-    statement = _insert_new(connection.dialect.name, table, key)
+    statement = insert_new(connection.dialect.name, table, key)
     _execute_many(connection, statement, names, rows)
 
 
@@ -151,7 +151,8 @@ def _insert_all(table: sa.Table) -> Any:
 
 
 @cache
-def _insert_new(dialect: str, table: sa.Table, key: tuple[str, ...]) -> Any:
+def insert_new(dialect: str, table: sa.Table, key: tuple[str, ...]) -> Any:
+    """INSERT that leaves a row with an equal `key` as it is."""
     return _insert(dialect, table).on_conflict_do_nothing(index_elements=list(key))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from treerl.canon import canonical_json, digest
+from treerl.canon import canonical_json, digest, digest_hex
 from treerl.problem import Problem
 
 
@@ -45,6 +45,11 @@ class PolicyRef:
     def key(self, version: int) -> bytes:
         """16 bytes: name, digest and version."""
         return digest("policy", self.name, self.digest, version)
+
+
+def descent(base_weights: str, run_id: str) -> str:
+    """Digest of the policies of a run, for `PolicyRef`: what it started from, and that it trained it."""
+    return digest_hex(base_weights, run_id)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """Stored solutions for a new tree: judged paths of the same problem and prompt tokens, as they were drawn.
 
 A solution carries its true behaviour log-probs, entropies and policy version, so that the update can
-correct for the policy that drew it. What may be read is bounded by a position of the store, so that a
-resumed run reads what the unbroken one read. Where the solutions go in a tree is the engine's choice.
+correct for the policy that drew it. What may be read is in treerl.replay.bound; where the solutions go in a
+tree is the engine's choice.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from treerl.canon import digest
 from treerl.problem import Problem
 from treerl.replay import schema
+from treerl.replay.bound import ReadBound, ReadRules
 from treerl.replay.entry import chunks
 from treerl.replay.keys import VerifierRef, problem_key, prompt_key
 from treerl.replay.paths import Arrays, chain, draw_arrays, join, tree_shapes
@@ -69,22 +70,6 @@ class CachedSolution:
         return Span(self.tokens, self.logprobs, self.entropies, self.policy_version, self.finish)
 
 
-@dataclass(frozen=True)
-class ReadBound:
-    """What a run may read.
-
-    Of other runs: trees up to `position` (`Store.position()` when the run started). Of the run itself:
-    trees of steps before `before_step` (0: none), drawn by weights at most `max_staleness` versions behind
-    `policy_version`. Versions of different runs do not compare, so other runs' age is not limited.
-    """
-
-    run_id: str
-    position: int
-    before_step: int = 0
-    policy_version: int = 0
-    max_staleness: int | None = None
-
-
 def cached_solutions(
     store: Store,
     asked: Sequence[Asked],
@@ -109,37 +94,53 @@ def cached_solutions(
     if max_per_problem <= 0 or not asked:
         return [[] for _ in asked]
     with store.read() as connection:
-        candidates = _candidates(connection, set(keys), verifier, bound, label, right_at)
+        found = _candidates(connection, set(keys), verifier, bound, label, right_at)
+        candidates = _allowed(connection, found, bound)
         young = _young(connection, candidates, bound)
         chosen = _choose(young, max_per_problem, seed)
-        shapes = tree_shapes(connection, {row.tree_id for row in chosen})
-        chains = {row.id: chain(shapes[row.tree_id], row.row) for row in chosen}
-        arrays = draw_arrays(connection, {draw.id for path in chains.values() for draw in path})
+        solutions = _assembled(connection, chosen)
     by_prompt: dict[bytes, list[CachedSolution]] = {}
-    for row in chosen:
-        by_prompt.setdefault(row.prompt_key, []).append(
-            _assemble(row, join(chains[row.id], arrays))
-        )
+    for row, solution in zip(chosen, solutions, strict=True):
+        by_prompt.setdefault(row.prompt_key, []).append(solution)
     return [by_prompt.get(key, []) for key in keys]
 
 
-def _candidates(
-    connection: sa.Connection,
-    keys: Iterable[bytes],
-    verifier: VerifierRef,
-    bound: ReadBound,
-    label: Label,
-    right_at: float,
-) -> list[Any]:
-    """Original draws that end a judged path of these prompts, newest first."""
+def solutions_of_draws(
+    store: Store, draws: Iterable[int], *, verifier: VerifierRef
+) -> dict[int, tuple[NDArray[np.int32], CachedSolution]]:
+    """By id of the draw that ends it: prompt tokens (int32[n]) and solution, where `verifier` has scored it."""
+    query = _solutions().add_columns(schema.prompt.c.tokens.label("prompt_tokens"))
+    query = query.where(schema.verifier.c.key == verifier.key)
+    found: list[Any] = []
+    with store.read() as connection:
+        for some in chunks(draws):
+            found += connection.execute(query.where(schema.draw.c.id.in_(some))).all()
+        solutions = _assembled(connection, found)
+    return {
+        row.id: (np.frombuffer(row.prompt_tokens, "<i4"), solution)
+        for row, solution in zip(found, solutions, strict=True)
+    }
+
+
+def source_runs(store: Store, draws: Iterable[int]) -> dict[int, str]:
+    """Id of the run in which each of these draws was made; those since deleted are missing."""
+    draw, tree = schema.draw, schema.tree
+    query = sa.select(draw.c.id, tree.c.run_id).join(tree, tree.c.id == draw.c.tree_id)
+    with store.read() as connection:
+        return {
+            int(row.id): str(row.run_id)
+            for some in chunks(draws)
+            for row in connection.execute(query.where(draw.c.id.in_(some)))
+        }
+
+
+def _solutions() -> "sa.Select[Any]":
+    """Draws that end a path, with its scored verdicts."""
     draw, tree, prompt = schema.draw, schema.tree, schema.prompt
     solution, verdict, judge = schema.solution, schema.verdict, schema.verifier
-    others = (tree.c.run_id != bound.run_id) & (tree.c.id <= bound.position)
-    others &= verdict.c.position <= bound.position
-    own = (tree.c.run_id == bound.run_id) & (tree.c.step < bound.before_step)
-    query = (
+    return (
         sa.select(
-            *(draw.c[name] for name in ("id", "tree_id", "row", "finish")),
+            *(draw.c[name] for name in ("id", "tree_id", "row", "finish", "policy_id")),
             prompt.c.key.label("prompt_key"),
             solution.c.path_key,
             solution.c.text,
@@ -152,8 +153,24 @@ def _candidates(
         .join(judge, judge.c.id == verdict.c.verifier_id)
         .join(draw, draw.c.solution_id == solution.c.id)
         .join(tree, tree.c.id == draw.c.tree_id)
-        .where(judge.c.key == verifier.key, verdict.c.outcome == "scored")
-        .where(draw.c.source == 0, others | own)
+        .where(verdict.c.outcome == "scored")
+    )
+
+
+def _candidates(
+    connection: sa.Connection,
+    keys: Iterable[bytes],
+    verifier: VerifierRef,
+    bound: ReadBound,
+    label: Label,
+    right_at: float,
+) -> list[Any]:
+    """Original draws that end a judged path of these prompts, newest first."""
+    draw, verdict = schema.draw, schema.verdict
+    query = (
+        _solutions()
+        .where(_judged_by(verifier, bound.rules.older_verifiers))
+        .where(draw.c.source == 0, bound.trees(), bound.verdicts())
         .order_by(draw.c.tree_id.desc(), draw.c.row.desc())
     )
     if label == "right":
@@ -162,8 +179,52 @@ def _candidates(
         query = query.where(verdict.c.reward < right_at)
     rows: list[Any] = []
     for some in chunks(keys):
-        rows += connection.execute(query.where(prompt.c.key.in_(some))).all()
+        rows += connection.execute(query.where(schema.prompt.c.key.in_(some))).all()
     return rows
+
+
+def _judged_by(verifier: VerifierRef, older: Sequence[str]) -> sa.ColumnElement[bool]:
+    """SQL: verdicts of the verifier, or of its older versions where it has not scored the solution itself."""
+    judge, verdict = schema.verifier, schema.verdict
+    current = judge.c.key == verifier.key
+    if not older:
+        return current
+    other, its = verdict.alias("other"), judge.alias("its")
+    judged = sa.exists(
+        sa.select(other.c.solution_id)
+        .join(its, its.c.id == other.c.verifier_id)
+        .where(its.c.key == verifier.key, other.c.outcome == "scored")
+        .where(other.c.solution_id == verdict.c.solution_id)
+    )
+    same = (judge.c.name == verifier.name) & (judge.c.config == verifier.config_json)
+    return current | (same & judge.c.version.in_(older) & ~judged)
+
+
+def _allowed(connection: sa.Connection, rows: Sequence[Any], bound: ReadBound) -> list[Any]:
+    """The rows whose run and policy the rules allow; the run's own are not restricted by name."""
+    rules = bound.rules
+    if rules == ReadRules():
+        return list(rows)
+    run, policy = schema.run, schema.policy
+    runs = {row.run_id for row in rows}
+    names: Mapping[str, str] = {
+        found.id: found.name
+        for some in chunks(runs)
+        for found in connection.execute(sa.select(run.c.id, run.c.name).where(run.c.id.in_(some)))
+    }
+    policies = {
+        found.id: (found.name, found.digest)
+        for some in chunks({row.policy_id for row in rows})
+        for found in connection.execute(
+            sa.select(policy.c.id, policy.c.name, policy.c.digest).where(policy.c.id.in_(some))
+        )
+    }
+    wanted = {r for r in runs if r == bound.run_id or rules.allows_run(names[r])}
+    return [
+        row
+        for row in rows
+        if row.run_id in wanted and rules.allows_policy(*policies[row.policy_id], row.run_id)
+    ]
 
 
 def _young(connection: sa.Connection, candidates: Sequence[Any], bound: ReadBound) -> list[Any]:
@@ -193,6 +254,14 @@ def _choose(candidates: Sequence[Any], limit: int, seed: int) -> list[Any]:
             taken[row.prompt_key] = taken.get(row.prompt_key, 0) + 1
             chosen.append(row)
     return chosen
+
+
+def _assembled(connection: sa.Connection, rows: Sequence[Any]) -> list[CachedSolution]:
+    """The whole paths that these draws end."""
+    shapes = tree_shapes(connection, {row.tree_id for row in rows})
+    chains = [chain(shapes[row.tree_id], row.row) for row in rows]
+    arrays = draw_arrays(connection, {draw.id for path in chains for draw in path})
+    return [_assemble(row, join(path, arrays)) for row, path in zip(rows, chains, strict=True)]
 
 
 def _assemble(row: Any, arrays: Arrays) -> CachedSolution:
