@@ -46,8 +46,8 @@ class CollapseSettings(Section):
 
     rows: NonNegative = 0
     """Stored rows put into a collapsed group; 0: off."""
-    groups: Literal["wrong", "right", "both"] = "both"
-    """Which collapsed groups."""
+    label: Literal["right", "wrong", "any"] = "any"
+    """Rows to bring: right ones into groups that are all wrong, wrong ones into groups all right, or either."""
     scale: Annotated[float, Field(gt=0)] = 1.0
     """alpha: factor on the advantages of all cached rows."""
 

@@ -1,19 +1,18 @@
 """What a training run reads from the cache for its problems, by the recipe's [replay]."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from treerl.config import Recipe
+from treerl.engine.step import graft_cached
 from treerl.problem import Problem
 from treerl.replay.bound import ReadBound, ReadRules
 from treerl.replay.keys import Provenance
 from treerl.replay.rates import pass_rates
 from treerl.replay.reuse import Asked, CachedSolution, Label, cached_solutions, source_runs
 from treerl.replay.store import Store
-from treerl.search.sampler import Origin
 from treerl.search.tree import Tree
 
 DAY_US = 86_400_000_000
@@ -21,7 +20,7 @@ DAY_US = 86_400_000_000
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads for one run. base_weights: digest of what it starts from. bound: at step 0."""
+    """Reads for one run; `bound` is what it may read at step 0."""
 
     store: Store
     recipe: Recipe
@@ -53,10 +52,14 @@ class Reader:
             created_after_us=max(oldest, 0),
             older_verifiers=read.verifier_versions,
         )
-        bound = ReadBound(
-            run_id, position, max_staleness=recipe.replay.max_staleness, rules=rules
-        )
+        bound = ReadBound(run_id, position, max_staleness=recipe.replay.max_staleness, rules=rules)
         return cls(store, recipe, provenance, bound)
+
+    @property
+    def reads_own(self) -> bool:
+        """Whether it reads trees of the run's earlier steps, which must then be in the store."""
+        replay = self.recipe.replay
+        return replay.reuse and replay.read.own and replay.max_cached + replay.collapse.rows > 0
 
     def at(self, step: int) -> ReadBound:
         """What may be read when `step` begins."""
@@ -90,17 +93,15 @@ class Reader:
         found = self._find(asked, step, replay.read.label, replay.max_cached)
         return {a.problem.key: solutions for a, solutions in zip(asked, found, strict=True)}
 
-    def against(
-        self, tree: Tree, problem: Problem, prompt: NDArray[np.int32], step: int
-    ) -> list[CachedSolution]:
-        """Rows of the other label for a tree whose judged leaves all have one reward; else none."""
-        collapse = self.recipe.replay.collapse
-        label = opposite(tree)
+    def repair(self, tree: Tree, problem: Problem, step: int) -> int:
+        """Grafts stored rows of the other label into a finished tree whose verdicts are all one; how many."""
+        collapse, label = self.recipe.replay.collapse, opposite(tree)
         if label is None or collapse.rows == 0 or not self.recipe.replay.reuse:
-            return []
-        if collapse.groups == ("right" if label == "right" else "wrong"):
-            return []
-        return self._find([Asked(problem, prompt)], step, label, collapse.rows)[0]
+            return 0
+        if collapse.label not in (label, "any"):
+            return 0
+        asked = Asked(problem, tree.tokens.token[: tree.n_prompt])
+        return graft_cached(tree, self._find([asked], step, label, collapse.rows)[0])
 
     def _find(
         self, asked: Sequence[Asked], step: int, label: Label, limit: int
@@ -118,28 +119,23 @@ class Reader:
 
     def metrics(self, trees: Sequence[Tree], step: int) -> dict[str, float]:
         """Where the cached rows of a step came from, and how many steps behind the run's own ones were."""
-        sources: list[int] = []
-        ages: Mapping[int, int] = {}
-        ages = {}
+        ages: dict[int, int] = {}
+        rows: list[int] = []
         for tree in trees:
-            cached = np.flatnonzero(tree.draws.source > 0)
-            sources += tree.draws.source[cached].tolist()
-            versions = tree.draws.policy_version[cached]
-            ages |= dict(
-                zip(tree.draws.source[cached].tolist(), (step - versions).tolist(), strict=True)
-            )
-        if not sources:
-            return {"replay/own_rows": 0, "replay/other_rows": 0}
-        runs = source_runs(self.store, sources)
-        own = [source for source in sources if runs.get(source) == self.bound.run_id]
-        row: dict[str, float] = {
+            draws = tree.draws
+            cached = np.flatnonzero(draws.source > 0)
+            rows += draws.source[cached].tolist()
+            behind = (step - draws.policy_version[cached]).tolist()
+            ages |= dict(zip(draws.source[cached].tolist(), behind, strict=True))
+        runs = source_runs(self.store, rows) if rows else {}
+        own = [ages[source] for source in rows if runs.get(source) == self.bound.run_id]
+        found: dict[str, float] = {
             "replay/own_rows": len(own),
-            "replay/other_rows": len(sources) - len(own),
+            "replay/other_rows": len(rows) - len(own),
         }
         if own:
-            of_own = [ages[source] for source in own]
-            row |= {"replay/age_mean": float(np.mean(of_own)), "replay/age_max": max(of_own)}
-        return row
+            found |= {"replay/age_mean": float(np.mean(own)), "replay/age_max": max(own)}
+        return found
 
 
 def opposite(tree: Tree, right_at: float = 1.0) -> Label | None:
@@ -148,10 +144,3 @@ def opposite(tree: Tree, right_at: float = 1.0) -> Label | None:
     if len(rewards) == 0 or not tree.is_uniform():
         return None
     return "wrong" if rewards[0] >= right_at else "right"
-
-
-def has_path(tree: Tree, tokens: NDArray[np.int32]) -> bool:
-    """Whether an ended path of the tree has these completion tokens already."""
-    return any(
-        np.array_equal(tree.completion_tokens(leaf), tokens) for leaf in tree.leaves().tolist()
-    )

@@ -8,10 +8,8 @@ import gc
 import json
 import math
 import time
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from treerl.canon import generator
@@ -22,6 +20,7 @@ from treerl.engine.display import Display
 from treerl.engine.evaluation import Evaluated, evaluate_session
 from treerl.engine.folder import fresh_folder, replay_url, resume_command, run_paths
 from treerl.engine.lock import held
+from treerl.engine.reading import Reader
 from treerl.engine.report import gain_between, render_summary, summarise
 from treerl.engine.run import (
     Progress,
@@ -42,10 +41,7 @@ from treerl.policy.reference import freeze
 from treerl.policy.selfcheck import check_packing
 from treerl.policy.update import update_policy
 from treerl.policy.update_report import UpdateReport
-from treerl.problem import Problem
-from treerl.replay.bound import ReadBound
 from treerl.replay.keys import Provenance
-from treerl.replay.reuse import Asked, CachedSolution, cached_solutions
 from treerl.replay.store import Store
 from treerl.replay.writer import Writer
 from treerl.search.tree import Tree
@@ -121,6 +117,14 @@ class Trainer:
         self.progress = self._begin(loaded)
         self._saved = self.progress.step if loaded else -1
         self.provenance: Provenance = provenance(session, base_weights, self.progress.run_id)
+        self.reader = Reader.of(
+            self.store,
+            self.recipe,
+            self.provenance,
+            run_id=self.progress.run_id,
+            position=self.progress.replay_position,
+            base_weights=base_weights,
+        )
         session.sampler.set_version(self.progress.step)
 
     def _begin(self, loaded: Checkpoint | None) -> Progress:
@@ -227,11 +231,14 @@ class Trainer:
         recipe, progress = self.recipe, self.progress
         step = progress.step
         problems = self.session.task.problems_for_step(step, recipe.search.trees_per_step)
+        if self.reader.reads_own:
+            writer.flush()
         stored = self._stored(step)
         waited = 0.0
 
         def write(searched: Searched, index: int) -> None:
             nonlocal waited
+            self.reader.repair(searched.trees[index], searched.problems[index], step)
             if searched.names[index] not in stored:
                 waited += self._write(writer, searched, index, step)
 
@@ -240,7 +247,7 @@ class Trainer:
             problems,
             step=step,
             stored=stored,
-            cached=self._cached(problems, step),
+            cached=self.reader.for_step(problems, self.session.prompts(problems), step),
             on_tree=write,
         )
         if step == 0 and not searched.trees:
@@ -260,6 +267,7 @@ class Trainer:
         return {
             "step": progress.step,
             **search_metrics(searched),
+            **self.reader.metrics(searched.trees, step),
             "replay/write_seconds": waited,
             **credit_row,
             **trained,
@@ -274,33 +282,6 @@ class Trainer:
         """Trees of this step that an interrupted attempt of this run left in the store."""
         infos = self.store.trees(run_id=self.progress.run_id, step=step)
         return {(i.problem.key, i.number): self.store.load_tree(i.id).tree for i in infos}
-
-    def _cached(self, problems: Sequence[Problem], step: int) -> dict[str, list[CachedSolution]]:
-        """Verified solutions of other runs for these problems, by problem key."""
-        replay = self.recipe.replay
-        if not replay.reuse or replay.max_cached == 0:
-            return {}
-        asked = [
-            Asked(problem, np.asarray(prompt, np.int32))
-            for problem, prompt in zip(problems, self.session.prompts(problems), strict=True)
-            if prompt is not None
-        ]
-        found = cached_solutions(
-            self.store,
-            asked,
-            tokenizer=self.provenance.tokenizer,
-            verifier=self.provenance.verifier,
-            bound=ReadBound(
-                self.progress.run_id,
-                self.progress.replay_position,
-                before_step=step,
-                policy_version=step,
-                max_staleness=replay.max_staleness,
-            ),
-            max_per_problem=replay.max_cached,
-            seed=self.recipe.seed,
-        )
-        return {a.problem.key: solutions for a, solutions in zip(asked, found, strict=True)}
 
     def _write(self, writer: Writer, searched: Searched, index: int, step: int) -> float:
         """Hands a finished tree to the writer; returns seconds spent."""
