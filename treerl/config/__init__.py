@@ -7,6 +7,7 @@ from treerl.config.credit import (
     AdvantageSettings,
 )
 from treerl.config.policy import (
+    LoraSettings,
     PolicySettings,
     SamplerSettings,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "FlatSearch",
     "FormatPart",
     "GymTask",
+    "LoraSettings",
     "LossSettings",
     "PolicySettings",
     "PromptSettings",

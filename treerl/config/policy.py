@@ -7,6 +7,19 @@ from pydantic import Field
 from treerl.config.section import NonNegative, Positive, Section
 
 
+class LoraSettings(Section):
+    """Low-rank adapters (extra `lora`): they alone are trained, and the base model stays as it is."""
+
+    r: Positive = 16
+    """Rank."""
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    """The adapter's product counts alpha / r."""
+    dropout: Annotated[float, Field(ge=0, le=0)] = 0.0
+    """Must be 0: its masks would differ between packed and single rows, and between sampler and trainer."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the layers that get an adapter, such as q_proj; None: every linear layer but the head."""
+
+
 class PolicySettings(Section):
     """The model that is trained."""
 
@@ -18,6 +31,8 @@ class PolicySettings(Section):
     """auto: cuda when there is one, else cpu."""
     attention: Literal["auto", "dense", "runs", "flex"] = "auto"
     """How packed trees attend; auto chooses by device and length of the pack."""
+    lora: LoraSettings | None = None
+    """Train adapters instead of the whole model; None: the whole model."""
     gradient_checkpointing: bool = False
     threads: Positive | None = None
     """CPU threads of torch; None leaves torch's choice."""

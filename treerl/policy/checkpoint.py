@@ -2,9 +2,9 @@
 
 A checkpoint is written to `tmp-*`, every file and the folder are synced, a manifest with sizes and SHA-256
 comes last, and one rename to `step-<step>` publishes it. Nothing that was published is ever written to. The
-weights lie as safetensors beside config and tokenizer, so that transformers loads the folder as it is. What a
-trainer must remember beyond weights, optimizer and random numbers (data order, replay position, counters) is
-JSON that the engine supplies.
+weights lie as safetensors beside config and tokenizer, so that transformers loads the folder as it is; with
+LoRA the adapter does, in peft's format, which names its base model. What a trainer must remember beyond
+weights, optimizer and random numbers (data order, replay position, counters) is JSON that the engine supplies.
 """
 
 import hashlib
@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging as transformers_logging
 
 from treerl.errors import StoreError
+from treerl.policy.lora import ADAPTER_WEIGHTS, has_adapter, restore_adapter
 from treerl.policy.model import Policy
 from treerl.policy.optimizer import PolicyOptimizer
 
@@ -120,11 +121,7 @@ def load_checkpoint(
     """
     try:
         trainer = json.loads((path / TRAINER).read_text())
-        with _no_progress_bars():
-            loaded = type(policy.model).from_pretrained(
-                path, dtype=policy.dtype, local_files_only=True
-            )
-        policy.model.load_state_dict(loaded.state_dict())
+        _restore_weights(path, policy)
         if optimizer is not None:
             optimizer.load_state_dict(load_file(path / OPTIMIZER))
         _restore_random(trainer["random"], load_file(path / RANDOM))
@@ -132,6 +129,16 @@ def load_checkpoint(
         raise StoreError(f"cannot resume from checkpoint {path}: {error}") from error
     state: dict[str, Any] = trainer["state"]
     return state
+
+
+def _restore_weights(path: Path, policy: Policy) -> None:
+    """The model's weights, or those of its adapter where it has one: the base model is loaded already."""
+    if has_adapter(policy.model):
+        restore_adapter(policy.model, load_file(path / ADAPTER_WEIGHTS))
+        return
+    with _no_progress_bars():
+        loaded = type(policy.model).from_pretrained(path, dtype=policy.dtype, local_files_only=True)
+    policy.model.load_state_dict(loaded.state_dict())
 
 
 # Writing ---------------------------------------------------------------------------------------------------

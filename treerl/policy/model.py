@@ -15,6 +15,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from treerl.errors import ConfigError
 from treerl.policy.attention import NAME, register
 from treerl.policy.head import Head
+from treerl.policy.lora import (
+    ADAPTER_CONFIG,
+    add_adapter,
+    has_adapter,
+    merge_adapter,
+    require_peft,
+)
 
 if TYPE_CHECKING:
     from treerl.config import PolicySettings
@@ -73,6 +80,7 @@ def load_policy(settings: "PolicySettings") -> Policy:
             f"policy.model = {settings.model!r} cannot be loaded: {error}\n"
             'Give "embedded", a folder with config.json and weights, a .gguf file, or a hub name.'
         ) from error
+    _fit_adapter(model, settings, from_gguf="gguf_file" in options)
     return wrap_model(
         model,
         tokenizer,
@@ -81,6 +89,20 @@ def load_policy(settings: "PolicySettings") -> Policy:
         attention=settings.attention,
         gradient_checkpointing=settings.gradient_checkpointing,
     )
+
+
+def _fit_adapter(model: Any, settings: "PolicySettings", *, from_gguf: bool) -> None:
+    """Gives the model the adapter that `policy.lora` asks for; without it, one that came along is merged."""
+    if settings.lora is None:
+        if has_adapter(model):
+            merge_adapter(model)
+        return
+    if from_gguf:
+        raise ConfigError(
+            f"policy.lora on policy.model = {settings.model!r}: an adapter's checkpoint names its base model, "
+            "and a GGUF file has no such name. Save the model as a folder first (`treerl sft` does)"
+        )
+    add_adapter(model, settings.lora)
 
 
 def _load_weights(source: str, dtype: torch.dtype, options: Mapping[str, Any]) -> Any:
@@ -211,7 +233,9 @@ def _locate(model: str) -> tuple[str, Mapping[str, Any]]:
     if path.suffix == ".gguf":
         return _locate_gguf(path)
     if path.is_dir():
-        if not (path / "config.json").is_file():
+        if (path / ADAPTER_CONFIG).is_file():
+            require_peft()
+        elif not (path / "config.json").is_file():
             raise ConfigError(f"policy.model = {model!r}: the folder has no config.json")
         return str(path), {}
     if model.startswith((".", "/", "~")):

@@ -126,7 +126,10 @@ def can_fuse(model: PreTrainedModel) -> bool:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    plain = all(type(m) is nn.Linear and m.bias is None for m in linears)
+    # An adapter wraps a layer and holds Linears itself: the layers must be where the joined weights are read.
+    plain = all(type(m) is nn.Linear and m.bias is None for m in linears) and not any(
+        hasattr(m, "base_layer") for m in model.modules()
+    )
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     joined = sum(m.weight.nbytes for m in linears) - model.lm_head.weight.nbytes
     return (
