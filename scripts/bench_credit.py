@@ -30,8 +30,8 @@ from treerl.config import (
     PolicySettings,
     RandomCut,
     Recipe,
-    SamplerSettings,
     SearchSettings,
+    TransformersSettings,
 )
 from treerl.credit.assign import NEEDS_SIGNALS
 from treerl.credit.dense import Signals
@@ -217,7 +217,7 @@ def main() -> None:
     recipe = Recipe(
         seed=options.seed,
         policy=PolicySettings(model=options.policy, threads=1),
-        sampler=SamplerSettings(max_prompt_length=32, max_completion_length=80),
+        sampler=TransformersSettings(max_prompt_length=32, max_completion_length=80),
         search=SEARCHES[options.search](options.leaves),
     )
     with Session(recipe, with_store=False) as session:

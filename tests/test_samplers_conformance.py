@@ -1,6 +1,6 @@
-"""The conformance suite over the transformers sampler and over the fake one of the search tests."""
+"""The conformance suite over the transformers sampler, vLLM, and the fake sampler of the search tests."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,13 @@ pytest.register_assert_rewrite("tests.support_sampler_conformance")
 from tests.support_sampler_conformance import CHECKS, Subject  # noqa: E402
 from tests.support_samplers import MODELS, STOP, make_sampler  # noqa: E402
 from tests.support_search import EOS, FakeSampler  # noqa: E402
+from tests.support_vllm import (  # noqa: E402
+    CONTEXT,
+    NEEDS_VLLM,
+    make_engine,
+    tiny_llama,
+    vllm_subject,
+)
 from treerl.config import SamplerSettings  # noqa: E402
 
 
@@ -55,9 +62,16 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 }
 
 
-@pytest.fixture(scope="module", params=list(SUBJECTS))
-def subject(request: pytest.FixtureRequest) -> Subject:
-    return SUBJECTS[request.param]()
+@pytest.fixture(scope="module", params=[*SUBJECTS, pytest.param("vllm", marks=NEEDS_VLLM)])
+def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Subject]:
+    if request.param != "vllm":
+        yield SUBJECTS[request.param]()
+        return
+    model = tiny_llama()
+    with make_engine(model, tmp_path_factory.mktemp("model")) as engine:
+        yield vllm_subject(engine, model, range(2, 17), CONTEXT)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)

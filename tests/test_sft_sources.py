@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from treerl.config import FileTask, Recipe, SamplerSettings
+from treerl.config import FileTask, Recipe, TransformersSettings
 from treerl.engine.session import Session
 from treerl.engine.warm_start import from_file
 from treerl.policy.model import load_tokenizer
@@ -20,7 +20,7 @@ def solutions(path: Path, heldout: int) -> list[tuple[str, str, int]]:
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     recipe = Recipe(
         task=FileTask(path=str(path), heldout=heldout, judge="exact"),
-        sampler=SamplerSettings(max_completion_length=16),
+        sampler=TransformersSettings(max_completion_length=16),
     )
     with Session(recipe, with_store=False) as session:
         tokenizer = session.policy.tokenizer

@@ -7,9 +7,13 @@ from treerl.config.credit import (
     AdvantageSettings,
 )
 from treerl.config.policy import (
+    AnySampler,
+    EngineSettings,
     LoraSettings,
     PolicySettings,
     SamplerSettings,
+    TransformersSettings,
+    VllmSettings,
 )
 from treerl.config.recipe import (
     Recipe,
@@ -51,11 +55,13 @@ from treerl.config.verifier import (
 
 __all__ = [
     "AdvantageSettings",
+    "AnySampler",
     "ChainTask",
     "CureSearch",
     "CutSettings",
     "DatasetTask",
     "DeepSearchSearch",
+    "EngineSettings",
     "EntropyTopK",
     "EntropyWindow",
     "EvalSettings",
@@ -75,6 +81,8 @@ __all__ = [
     "SearchSection",
     "SearchSettings",
     "TaskSettings",
+    "TransformersSettings",
     "UpdateSettings",
     "VerifierSettings",
+    "VllmSettings",
 ]

@@ -1,8 +1,8 @@
 """`[policy]` and `[sampler]`: the model that is trained, and how continuations are drawn."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from treerl.config.section import NonNegative, Positive, Section
 
@@ -39,9 +39,8 @@ class PolicySettings(Section):
 
 
 class SamplerSettings(Section):
-    """How continuations are drawn."""
+    """How continuations are drawn: what every sampler has."""
 
-    kind: Literal["transformers"] = "transformers"
     temperature: Annotated[float, Field(ge=0.0)] = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -53,3 +52,58 @@ class SamplerSettings(Section):
     """Tokens a path may grow beyond the prompt."""
     max_batch: Positive = 512
     """Rows decoded together."""
+
+
+class TransformersSettings(SamplerSettings):
+    """The policy itself draws, in this process."""
+
+    kind: Literal["transformers"] = "transformers"
+
+
+class EngineSettings(Section):
+    """vLLM's engine, which runs in this process."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: that of the policy. Another one makes sampler and trainer differ by rounding: see
+    loss.rollout_is."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """Share of the GPU's memory for weights and cache of the engine; the trainer needs the rest."""
+    kv_cache_gib: Annotated[float, Field(gt=0.0)] | None = None
+    """Size of the cache of keys and values; None: what gpu_memory_utilization leaves, 1 GiB on a CPU."""
+    block_size: Positive | None = None
+    """Tokens of a cache block, the unit in which branches share prefixes; None: the smallest the device
+    takes, 16 on a GPU and 32 on a CPU."""
+    enforce_eager: bool | None = None
+    """No compiled graphs; None: eager on a CPU, where compiling takes a minute and gains little."""
+
+
+class VllmSettings(SamplerSettings):
+    """vLLM draws, on its own copy of the weights."""
+
+    kind: Literal["vllm"] = "vllm"
+    vllm: EngineSettings = EngineSettings()
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Self:
+        check_vllm_temperature("sampler.temperature", self.temperature)
+        return self
+
+
+def check_vllm_temperature(key: str, temperature: float) -> None:
+    """vLLM raises temperatures below 0.01 in silence and refuses those above 2. Raises ValueError."""
+    if temperature != 0 and not 0.01 <= temperature <= 2:
+        raise ValueError(
+            f'{key} = {temperature}: vLLM takes 0 or 0.01 to 2; set it so, or sampler.kind = "transformers"'
+        )
+
+
+def _sampler_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("kind", "transformers"))
+    return str(getattr(value, "kind", "transformers"))
+
+
+AnySampler = Annotated[
+    Annotated[TransformersSettings, Tag("transformers")] | Annotated[VllmSettings, Tag("vllm")],
+    Discriminator(_sampler_kind),
+]

@@ -5,7 +5,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from treerl.config.credit import AdvantageSettings
-from treerl.config.policy import PolicySettings, SamplerSettings
+from treerl.config.policy import (
+    AnySampler,
+    PolicySettings,
+    TransformersSettings,
+    check_vllm_temperature,
+)
 from treerl.config.replay import ReplaySettings
 from treerl.config.run import EvalSettings, RunSettings
 from treerl.config.search import CureSearch, SearchSettings
@@ -29,7 +34,7 @@ class Recipe(Section):
     run: RunSettings = RunSettings()
     task: TaskSettings = ChainTask()
     policy: PolicySettings = PolicySettings()
-    sampler: SamplerSettings = SamplerSettings()
+    sampler: AnySampler = TransformersSettings()
     search: SearchSettings = CureSearch()
     verifier: VerifierSettings = VerifierSettings()
     replay: ReplaySettings = ReplaySettings()
@@ -47,6 +52,8 @@ class Recipe(Section):
                 'update.old_logprobs = "sampler" makes loss.rollout_is count the mismatch twice: '
                 'set loss.rollout_is = "none", or old_logprobs = "recompute"'
             )
+        if self.sampler.kind == "vllm":
+            check_vllm_temperature("eval.temperature", self.eval.temperature)
         if self.replay.max_cached >= self.search.num_generations:
             raise ValueError(
                 f"replay.max_cached = {self.replay.max_cached} must be below "
