@@ -90,7 +90,12 @@ def search_step(
         growths.append(Growth(tree, session.strategy, problem, problem.question))
     prefilled = session.sampler.stats["prefill_tokens"]
     for done in grow(
-        growths, session.sampler, session.pool.submit, session.decode_text, out.counts
+        growths,
+        session.sampler,
+        session.pool.submit,
+        session.decode_text,
+        out.counts,
+        in_order=session.recipe.deterministic,
     ):
         on_tree(out, index_of[id(done.tree)])
     out.prefill_tokens = session.sampler.stats["prefill_tokens"] - prefilled
