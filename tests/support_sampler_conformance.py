@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from treerl.config import SamplerSettings
-from treerl.errors import SamplerError
+from treerl.errors import DoesNotFit, SamplerError
 from treerl.search.sampler import Continuation, Finish, Sampler, Span
 
 
@@ -36,6 +36,7 @@ class Subject:
 PLAIN = SamplerSettings()
 NUCLEUS = SamplerSettings(temperature=0.7, top_p=0.9)
 TOP_K = SamplerSettings(temperature=1.3, top_p=0.8, top_k=5)
+_MOST_STEPS = 100_000
 
 
 def check_tokens_in_tokens_out(subject: Subject) -> None:
@@ -174,7 +175,7 @@ def check_200_tickets(subject: Subject) -> None:
     sampler = subject.make(PLAIN)
     for ticket, item in enumerate(work):
         sampler.submit(1000 - ticket, item)
-    returned = [ticket for ticket, _ in drained(sampler)]
+    returned = [ticket for ticket, _ in drained(sampler, 200)]
     assert sorted(returned) == sorted(1000 - ticket for ticket in range(200))
     assert sampler.step() == []
 
@@ -189,13 +190,13 @@ def check_abort(subject: Subject) -> None:
     spans = dict(sampler.step())
     gone = {3, 4} | {ticket for ticket in (7, 21, 30, 39) if ticket not in spans}
     sampler.abort(gone)
-    spans |= dict(drained(sampler))
+    spans |= dict(drained(sampler, 40 - len(spans) - len(gone)))
     assert set(spans) == set(range(40)) - gone
     assert len(gone) > 2
     for ticket, span in spans.items():
         assert span.tokens.tolist() == whole[ticket].tokens.tolist()
     sampler.submit(3, work[3])
-    assert [ticket for ticket, _ in drained(sampler)] == [3]
+    assert [ticket for ticket, _ in drained(sampler, 1)] == [3]
 
 
 def check_cut_path_goes_on(subject: Subject) -> None:
@@ -229,12 +230,37 @@ def check_stats(subject: Subject) -> None:
 
 def check_refusals(subject: Subject) -> None:
     sampler = subject.make(PLAIN)
-    with pytest.raises(SamplerError, match="context"):
-        sampler.submit(1, prefixed([2] * subject.context, 0, 1))
+    for prefix, most in ((subject.context, 1), (subject.context - 3, 4)):
+        with pytest.raises(DoesNotFit, match="context"):
+            sampler.submit(1, prefixed([2] * prefix, 0, most))
     sampler.submit(2, prefixed([2], 0, 1))
     with pytest.raises(SamplerError, match="ticket 2"):
         sampler.submit(2, prefixed([3], 0, 1))
-    assert [ticket for ticket, _ in drained(sampler)] == [2]
+    assert [ticket for ticket, _ in drained(sampler, 1)] == [2]
+
+
+def check_the_last_token_of_the_context_can_be_drawn(subject: Subject) -> None:
+    work = prefixed([2] * (subject.context - 1), 0, 1, last=True)
+    (span,) = run(subject.make(PLAIN), [work])
+    assert len(span.tokens) == 1
+
+
+def check_every_drawn_token_is_returned_or_counted(subject: Subject) -> None:
+    sampler = subject.make(PLAIN)
+    work = continuations(subject, 40)
+    for ticket, item in enumerate(work):
+        sampler.submit(ticket, item)
+    spans = dict(sampler.step())
+    sampler.abort(ticket for ticket in range(0, 40, 2) if ticket not in spans)
+    spans |= dict(drained(sampler, sum(t not in spans for t in range(1, 40, 2))))
+    stats = sampler.stats
+    assert stats["generated_tokens"] == sum(len(span.tokens) for span in spans.values())
+    most = sum(item.max_tokens for ticket, item in enumerate(work) if ticket not in spans)
+    assert 0 <= stats["discarded_tokens"] < max(1, most)
+
+
+def check_capacity(subject: Subject) -> None:
+    assert subject.make(PLAIN).capacity >= 1
 
 
 def check_idle(subject: Subject) -> None:
@@ -268,7 +294,7 @@ def run(sampler: Sampler, work: Sequence[Continuation]) -> list[Span]:
     """Spans in the order of `work`, submitted all at once."""
     for ticket, item in enumerate(work):
         sampler.submit(ticket, item)
-    spans = dict(drained(sampler))
+    spans = dict(drained(sampler, len(work)))
     return [spans[ticket] for ticket in range(len(work))]
 
 
@@ -279,15 +305,22 @@ def trickled(sampler: Sampler, work: Sequence[Continuation]) -> list[Span]:
         sampler.submit(ticket, item)
         if ticket % 7 == 6:
             spans.update(sampler.step())
-    spans.update(drained(sampler))
+    spans.update(drained(sampler, len(work) - len(spans)))
     return [spans[ticket] for ticket in range(len(work))]
 
 
-def drained(sampler: Sampler) -> list[tuple[int, Span]]:
-    """Steps until nothing is queued; each step must end something."""
+def drained(sampler: Sampler, count: int) -> list[tuple[int, Span]]:
+    """Steps until `count` continuations have ended, and nothing is left."""
     ended: list[tuple[int, Span]] = []
-    while step := sampler.step():
-        ended += step
+    steps = 0
+    while len(ended) < count:
+        for ticket, outcome in sampler.step():
+            assert isinstance(outcome, Span), outcome
+            ended.append((ticket, outcome))
+        steps += 1
+        assert steps < _MOST_STEPS, f"{count - len(ended)} continuations never ended"
+    assert len(ended) == count
+    assert not sampler.step()
     return ended
 
 

@@ -21,10 +21,11 @@ from treerl.config import (
     FlatSearch,
     SearchSettings,
 )
-from treerl.errors import SamplerError
+from treerl.errors import DoesNotFit, SamplerError
 from treerl.problem import Problem
+from treerl.search.judging import Judge
 from treerl.search.sampler import Continuation, Finish, Span
-from treerl.search.scheduler import Counts, Growth, Judge, grow
+from treerl.search.scheduler import Counts, Growth, grow
 from treerl.search.strategy import make_strategy
 from treerl.search.tree import NO_PARENT, Tree
 from treerl.verifiers.verdict import Completion, Verdict
@@ -64,10 +65,15 @@ class FakeSampler:
         self._queue: dict[int, Continuation] = {}
         self._stats = {
             "generated_tokens": 0,
+            "discarded_tokens": 0,
             "prefill_tokens": 0,
             "reused_tokens": 0,
             "seconds": 0.0,
         }
+
+    @property
+    def capacity(self) -> int:
+        return 64
 
     @property
     def policy_version(self) -> int:
@@ -90,9 +96,10 @@ class FakeSampler:
     def submit(self, ticket: int, work: Continuation) -> None:
         if ticket in self._queue:
             raise SamplerError(f"ticket {ticket} is queued already")
-        if len(work.prefix) + 1 > self.context:
-            raise SamplerError(
-                f"a prefix of {len(work.prefix)} tokens does not fit the context of {self.context}"
+        if len(work.prefix) + work.max_tokens > self.context:
+            raise DoesNotFit(
+                f"a prefix of {len(work.prefix)} tokens and {work.max_tokens} more do not fit the context "
+                f"of {self.context}"
             )
         self._queue[ticket] = work
 
@@ -127,7 +134,7 @@ class FakeSampler:
     def _draw(self, work: Continuation) -> Span:
         rng = generator("fake draw", work.seed)
         path = work.prefix.tolist()
-        room = min(work.max_tokens, self.context - len(path))
+        room = work.max_tokens
         logprobs, entropies = [], []
         while len(logprobs) < room:
             logits = self.logits(path)
@@ -142,7 +149,7 @@ class FakeSampler:
                 break
         if path[-1] == EOS:
             finish = Finish.STOP
-        elif work.last or room < work.max_tokens:
+        elif work.last:
             finish = Finish.LENGTH
         else:
             finish = Finish.CUT

@@ -1,5 +1,6 @@
 """Bad input, full disks, broken weights and Ctrl-C: a clear line, the right exit code, nothing lost."""
 
+import itertools
 import json
 import resource
 import shutil
@@ -12,10 +13,11 @@ import sqlalchemy as sa
 import torch
 
 from tests.support_engine import sets, signal_at, treerl, treerl_child
-from treerl.errors import StoreError
+from treerl.errors import SamplerError, StoreError
 from treerl.metrics import MetricsLog, read_metrics
 from treerl.policy.model import EMBEDDED
 from treerl.replay.store import Store
+from treerl.samplers.transformers import TransformersSampler
 from treerl.tasks import chain
 
 RUN = "runs/quickstart-seed0"
@@ -200,6 +202,33 @@ def test_nan_weights_stop_the_run_with_a_message(folder):
     done = treerl("eval", "quickstart", *SMALL, "--weights", "broken")
     assert done.exit_code == 1
     assert "logits are NaN" in done.stderr
+
+
+# The sampler
+
+
+def lose_the_engine(call: int) -> None:
+    """The `call`-th step of the sampler raises what a lost engine raises."""
+    step, calls = TransformersSampler.step, itertools.count(1)
+
+    def failing(self):
+        if next(calls) == call:
+            raise SamplerError("the engine died")
+        return step(self)
+
+    TransformersSampler.step = failing
+
+
+def test_a_lost_engine_stops_the_run_which_goes_on_where_it_was(tmp_path):
+    arguments = ("train", "quickstart", *SMALL, "--set", "eval.every=0")
+    given = (12,)
+    done = treerl_child(tmp_path, *arguments, prepare=lose_the_engine, given=given)
+    assert done.exit_code == 1, done.stdout
+    assert "the engine died" in done.stderr
+    assert f"treerl train --resume {RUN}" in done.stderr
+    resumed = treerl_child(tmp_path, "train", "--resume", RUN, "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.json["steps"] == 2
 
 
 # Ctrl-C

@@ -2,8 +2,6 @@
 
 from collections import Counter
 
-import pytest
-
 from tests.support_engine import TINY
 from treerl.engine.session import Session
 from treerl.engine.step import search_step
@@ -26,7 +24,9 @@ def asked(session, monkeypatch):
     told = []
     submit, step = session.sampler.submit, session.sampler.step
     monkeypatch.setattr(
-        session.sampler, "submit", lambda ticket, work: (told.append(work.seed), submit(ticket, work))
+        session.sampler,
+        "submit",
+        lambda ticket, work: (told.append(work.seed), submit(ticket, work)),
     )
     monkeypatch.setattr(session.sampler, "step", lambda: (told.append("step"), step())[1])
     search_step(session, session.task.problems_for_step(0, 3), step=0)

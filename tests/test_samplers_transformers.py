@@ -100,13 +100,29 @@ def test_new_weights_cut_what_is_under_way() -> None:
     assert [ticket for ticket, _ in sampler.step()] == [0]
     sampler.submit(4, prefixed([2, 3], 4, 5, last=True))
     sampler.set_version(7)
-    spans = dict(drained(sampler))
+    spans = dict(drained(sampler, 4))
     for ticket in (1, 2, 3):
         assert spans[ticket].finish == Finish.CUT
         assert spans[ticket].policy_version == 0
         assert len(spans[ticket].tokens) == 2
     assert spans[4].finish == Finish.LENGTH
     assert spans[4].policy_version == 7
+
+
+def test_tokens_of_aborted_rows_are_counted_as_discarded() -> None:
+    sampler = make_sampler(llama_without_stop())
+    for ticket, length in enumerate([2, 6, 6, 9]):
+        sampler.submit(ticket, prefixed([2, 3], ticket, length, last=True))
+    sampler.step()
+    sampler.set_version(1)  # rows 1 to 3 end with two tokens each, to be handed out
+    sampler.abort([2, 3])
+    assert [ticket for ticket, _ in drained(sampler, 1)] == [1]
+    for ticket, length in enumerate([3, 8], start=4):
+        sampler.submit(ticket, prefixed([2, 3], ticket, length, last=True))
+    sampler.step()
+    sampler.abort([5])
+    assert sampler.stats["generated_tokens"] == 2 + 2 + 3
+    assert sampler.stats["discarded_tokens"] == 2 + 2 + 3
 
 
 def test_nan_weights_are_named_and_the_sampler_recovers() -> None:
@@ -132,7 +148,7 @@ def test_prefix_and_max_tokens_must_fit_the_context() -> None:
     with pytest.raises(SamplerError, match=r"max_tokens = 8 exceed the model's context of 10"):
         sampler.submit(0, prefixed([2, 3, 4], 0, 8))
     sampler.submit(0, prefixed([2, 3, 4], 0, 7))
-    assert len(drained(sampler)) == 1
+    assert len(drained(sampler, 1)) == 1
 
 
 def test_ids_outside_the_vocabulary_are_refused() -> None:

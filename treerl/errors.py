@@ -21,6 +21,10 @@ class SamplerError(TreerlError):
     """The sampler cannot continue (engine lost, weights broken, prefix longer than its context)."""
 
 
+class DoesNotFit(SamplerError):
+    """One continuation exceeds what the sampler can ever hold; the others can be made."""
+
+
 class UpdateError(TreerlError):
     """The optimizer step cannot be taken (NaN loss or gradient); weights are left as they were."""
 

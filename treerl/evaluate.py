@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from treerl.canon import derive_seed
+from treerl.errors import SamplerError
 from treerl.problem import Problem
-from treerl.search.sampler import Continuation, Finish, Sampler
+from treerl.search.sampler import Continuation, Failure, Finish, Sampler
 from treerl.verifiers.verdict import Completion, Verdict, Verify
 
 Decode = Callable[[Sequence[int]], str]
@@ -164,6 +165,8 @@ def _draw(
     done = 0
     while done < total:
         for ticket, span in sampler.step():
+            if isinstance(span, Failure):
+                raise SamplerError(f"a sample of the evaluation came to nothing: {span.reason}")
             spans[kept[ticket // num_samples]][ticket % num_samples] = span
             done += 1
         progress(done, total)

@@ -52,6 +52,11 @@ class SamplerSettings(Section):
     """Tokens a path may grow beyond the prompt."""
     max_batch: Positive = 512
     """Rows decoded together."""
+    max_in_flight: Positive | None = None
+    """Continuations handed over at a time; a tree is opened while there are fewer. None: twice as many as
+    are drawn together."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    """Seconds a continuation may take, waiting included; then it is given up and its tree ends."""
 
 
 class TransformersSettings(SamplerSettings):

@@ -16,7 +16,7 @@ from treerl.replay.keys import Provenance
 from treerl.replay.reuse import CachedSolution
 from treerl.replay.writer import Writer
 from treerl.search.sampler import Finish
-from treerl.search.scheduler import Counts, Growth, grow
+from treerl.search.scheduler import Counts, Growth, Limits, grow
 from treerl.search.tree import ROOT, Tree
 
 OUTCOMES = ("scored", "skipped", "timeout", "error")
@@ -38,6 +38,7 @@ class Searched:
     dropped_prompts: int = 0
     counts: Counts = field(default_factory=Counts)
     prefill_tokens: int = 0
+    discarded_tokens: int = 0
     seconds: float = 0.0
 
     @property
@@ -88,7 +89,7 @@ def search_step(
         out.trees.append(tree)
         index_of[id(tree)] = index
         growths.append(Growth(tree, session.strategy, problem, problem.question))
-    prefilled = session.sampler.stats["prefill_tokens"]
+    before = session.sampler.stats
     for done in grow(
         growths,
         session.sampler,
@@ -96,9 +97,16 @@ def search_step(
         session.decode_text,
         out.counts,
         in_order=session.recipe.deterministic,
+        limits=Limits(
+            in_flight=session.recipe.sampler.max_in_flight,
+            request_s=session.recipe.sampler.request_timeout_s,
+            item_s=session.recipe.verifier.timeout_s,
+        ),
     ):
         on_tree(out, index_of[id(done.tree)])
-    out.prefill_tokens = session.sampler.stats["prefill_tokens"] - prefilled
+    after = session.sampler.stats
+    out.prefill_tokens = after["prefill_tokens"] - before["prefill_tokens"]
+    out.discarded_tokens = after["discarded_tokens"] - before["discarded_tokens"]
     out.seconds = time.perf_counter() - begun
     return out
 
@@ -182,6 +190,7 @@ def search_metrics(searched: Searched) -> dict[str, float]:
         "completions/clipped_ratio": _mean(_joined(finishes) == Finish.LENGTH),
         "search/generated_tokens": searched.generated_tokens,
         "search/prefill_tokens": searched.prefill_tokens,
+        "search/discarded_tokens": searched.discarded_tokens,
         "search/trees": len(trees) - len(searched.adopted),
         "search/adopted_trees": len(searched.adopted),
         "search/dropped_prompts": searched.dropped_prompts,

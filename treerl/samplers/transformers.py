@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from treerl.config import SamplerSettings
-from treerl.errors import SamplerError
+from treerl.errors import DoesNotFit, SamplerError
 from treerl.samplers.attention import additive, can_decode, decoding
 from treerl.samplers.cache import RowCache, moves
 from treerl.samplers.draw import draw, uniforms
@@ -84,8 +84,13 @@ class TransformersSampler:
         self._cache = RowCache(self._n_layers)
         self._reuse = Reuse(reuse_bytes)
         self._rows = Rows(settings.max_batch)
-        self._generated = self._prefilled = self._reused = 0
+        self._generated = self._discarded = self._prefilled = self._reused = 0
         self._seconds = 0.0
+
+    @property
+    def capacity(self) -> int:
+        """Rows that decode together at most."""
+        return self._settings.max_batch
 
     @property
     def policy_version(self) -> int:
@@ -94,10 +99,12 @@ class TransformersSampler:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """generated_tokens; prefill_tokens: prefix tokens run through the model; reused_tokens: prefix
-        tokens that were not, because another row had them; seconds spent in `step`."""
+        """generated_tokens; discarded_tokens: of rows that were aborted or lost; prefill_tokens: prefix
+        tokens run through the model; reused_tokens: prefix tokens that were not, because another row had
+        them; seconds spent in `step`."""
         return {
             "generated_tokens": self._generated,
+            "discarded_tokens": self._discarded,
             "prefill_tokens": self._prefilled,
             "reused_tokens": self._reused,
             "seconds": self._seconds,
@@ -120,7 +127,7 @@ class TransformersSampler:
             self._fused.forget()
 
     def submit(self, ticket: int, work: Continuation) -> None:
-        """Queues one continuation. Raises SamplerError where prefix and `max_tokens` exceed the context."""
+        """Queues one continuation. Raises DoesNotFit where prefix and `max_tokens` exceed the context."""
         prefix = work.prefix
         if ticket in self._tickets:
             raise SamplerError(f"ticket {ticket} is queued already")
@@ -131,7 +138,7 @@ class TransformersSampler:
                 f"a prefix has token ids outside the model's vocabulary of {self._vocabulary}"
             )
         if self._context is not None and len(prefix) + work.max_tokens > self._context:
-            raise SamplerError(
+            raise DoesNotFit(
                 f"a prefix of {len(prefix)} tokens and max_tokens = {work.max_tokens} exceed the model's "
                 f"context of {self._context}: lower sampler.max_completion_length"
             )
@@ -139,13 +146,20 @@ class TransformersSampler:
         self._queue.append((ticket, work))
 
     def abort(self, tickets: Iterable[int]) -> None:
-        """Drops continuations, queued or under way."""
-        gone = set(tickets) & self._tickets
+        """Drops continuations: queued, under way, or ended and not handed out yet."""
+        asked = set(tickets)
+        lost = sum(len(span.tokens) for ticket, span in self._ready if ticket in asked)
+        self._ready = [item for item in self._ready if item[0] not in asked]
+        self._generated -= lost
+        self._discarded += lost
+        gone = asked & self._tickets
         if not gone:
             return
         self._tickets -= gone
         self._queue = deque(item for item in self._queue if item[0] not in gone)
-        self._close(np.array([ticket in gone for ticket in self._rows.tickets_in_use]))
+        aborted = np.array([ticket in gone for ticket in self._rows.tickets_in_use], dtype=np.bool_)
+        self._discarded += int(self._rows.made[: self._rows.count][aborted].sum())
+        self._close(aborted)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Span]]:
@@ -239,6 +253,7 @@ class TransformersSampler:
 
     def _drop_rows(self) -> None:
         """Drops all rows under way and all cached keys and values."""
+        self._discarded += int(self._rows.made[: self._rows.count].sum())
         self._cache = RowCache(self._n_layers)
         self._reuse.clear()
         self._rows.count = 0

@@ -14,12 +14,13 @@ from treerl.search.sampler import Finish, Origin, Request
 from treerl.search.tree import ROOT, Tree
 from treerl.verifiers.verdict import Verdict
 
-Exit = Literal["done", "decided", "enough", "budget", "exhausted"]
-"""Why a tree stopped growing; each is a normal end.
+Exit = Literal["done", "decided", "enough", "budget", "exhausted", "too_long", "timeout", "failed"]
+"""Why a tree stopped growing; all but the last three are a strategy's own decision.
 
 done: every leaf that the settings ask for is there. decided: the first rollouts all got the same reward, so
 no branch was opened. enough: enough right and enough wrong leaves. budget: the token budget is spent.
-exhausted: no (further) point to branch at.
+exhausted: no (further) point to branch at. too_long, timeout, failed: a continuation came to nothing (see
+`sampler.Failure`); the tree keeps what it has.
 """
 
 RIGHT = 0.5
@@ -69,6 +70,9 @@ class GrowthRule(Protocol[S]):
 
     def tell(self, tree: Tree, state: S, results: Sequence[Result]) -> None:
         """Takes in arrived rows (in any order and grouping), already attached and judged."""
+
+    def close(self, tree: Tree, state: S) -> None:
+        """Writes the statistics of a tree that grows no more, whatever ended it, into its rows."""
 
 
 Strategy = GrowthRule[Any]

@@ -71,7 +71,6 @@ class Cure:
         if not (first_wave and self._waits):
             if self._decided(tree, state):
                 state.exit = "decided"
-                tree.recount()
                 return []
             self._place(tree, state)
         self._branch(tree, state, out)
@@ -80,13 +79,16 @@ class Cure:
                 state.exit = "budget"
             else:
                 state.exit = "exhausted" if state.without else "done"
-            tree.recount()
         return out.requests
 
     def tell(self, tree: Tree, state: CureState, results: Sequence[Result]) -> None:
         """Keeps the ended rollouts to be branched."""
         state.pending -= len(results)
         state.rollouts += [r.node for r in results if _is_rollout(tree, r.node)]
+
+    def close(self, tree: Tree, state: CureState) -> None:
+        """Counts leaves and rewards."""
+        tree.recount()
 
     @property
     def _waits(self) -> bool:

@@ -97,21 +97,23 @@ class DeepSearch:
             self._open(tree, state, out)
         if state.pending == 0 and state.exit is None:
             state.exit = "budget"
-        if state.exit is not None:
-            reward = tree.nodes.reward
-            pairs = [
-                (row, bool(reward[row] > RIGHT))
-                for row in tree.leaves().tolist()
-                if not math.isnan(reward[row])
-            ]
-            gamma = make_gamma(self.settings.gamma, self.settings.gamma_min)
-            store_tallies(tree, pairs, gamma, self.settings.chunk_tokens)
         return out.requests
 
     def tell(self, tree: Tree, state: FrontierState, results: Sequence[Result]) -> None:
         """Keeps the leaves for the next choice."""
         state.pending -= len(results)
         state.new += [result.node for result in results]
+
+    def close(self, tree: Tree, state: FrontierState) -> None:
+        """Stores N and q of every row."""
+        reward = tree.nodes.reward
+        pairs = [
+            (row, bool(reward[row] > RIGHT))
+            for row in tree.leaves().tolist()
+            if not math.isnan(reward[row])
+        ]
+        gamma = make_gamma(self.settings.gamma, self.settings.gamma_min)
+        store_tallies(tree, pairs, gamma, self.settings.chunk_tokens)
 
     def _open(self, tree: Tree, state: FrontierState, out: Opening) -> None:
         while state.stumps and out.open(state.stumps[0], 1, origin=Origin.EXTEND):

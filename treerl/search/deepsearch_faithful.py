@@ -80,16 +80,19 @@ class DeepSearchFaithful:
             origin=state.origin,
         ):
             state.exit = "budget"
-        if state.exit is not None:
-            for row, tally in state.tallies.items():
-                tree.nodes.visits[row] = tally.visits
-                tree.nodes.value_sum[row] = tally.q
         return out.requests
 
     def tell(self, tree: Tree, state: ChunkState, results: Sequence[Result]) -> None:
         """Collects the chunks of the expansion."""
         state.pending -= len(results)
         state.arrived += [result.node for result in results]
+
+    def close(self, tree: Tree, state: ChunkState) -> None:
+        """Enters what arrived of an expansion that was given up; stores N and q of every row."""
+        self._enter(tree, state, state.arrived)
+        for row, tally in state.tallies.items():
+            tree.nodes.visits[row] = tally.visits
+            tree.nodes.value_sum[row] = tally.q
 
     def _advance(self, tree: Tree, state: ChunkState) -> None:
         """After an expansion: record at most one terminal chunk, then choose the next node."""

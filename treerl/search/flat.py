@@ -38,9 +38,12 @@ class Flat:
             state.missing -= out.open(ROOT, state.missing)
         if state.pending == 0:
             state.exit = "budget" if state.missing or state.stumps else "done"
-            tree.recount()
         return out.requests
 
     def tell(self, tree: Tree, state: FlatState, results: Sequence[Result]) -> None:
         """Counts arrivals."""
         state.pending -= len(results)
+
+    def close(self, tree: Tree, state: FlatState) -> None:
+        """Counts leaves and rewards."""
+        tree.recount()

@@ -3,10 +3,10 @@
 A sampler is token-in token-out: it never sees text. Implementations live in treerl.samplers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,11 +86,32 @@ class Span:
             raise ValueError("a span needs at least one token, and columns of one length")
 
 
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A continuation that came to nothing, while others can go on. reason: for people.
+
+    too_long: it does not fit the context or the memory of the sampler. timeout: it did not come back in
+    time. failed: the sampler gave it up.
+    """
+
+    exit: Literal["too_long", "timeout", "failed"]
+    reason: str
+
+
+Outcome = Span | Failure
+"""What comes of a continuation."""
+
+
 class Sampler(Protocol):
     """Continues many token prefixes at once.
 
-    Results depend on the continuation and the weights alone, not on how work was batched (fp32).
+    Results depend on the continuation and the weights alone, not on how work was batched (fp32). What
+    concerns one continuation is a `Failure` or DoesNotFit; any other SamplerError means that none can go on.
     """
+
+    @property
+    def capacity(self) -> int:
+        """Continuations that are drawn together at most; what is submitted beyond it waits."""
 
     @property
     def policy_version(self) -> int:
@@ -98,13 +119,17 @@ class Sampler(Protocol):
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Counters since the start: generated_tokens, prefill_tokens, reused_tokens, seconds."""
+        """Counters since the start: generated_tokens (in the spans returned), discarded_tokens (drawn and
+        never returned), prefill_tokens, reused_tokens, seconds."""
 
     def submit(self, ticket: int, work: Continuation) -> None:
-        """Queues one continuation. Raises SamplerError if the prefix cannot fit the context."""
+        """Queues one continuation. Raises DoesNotFit if prefix and `max_tokens` exceed the context."""
 
-    def step(self) -> list[tuple[int, Span]]:
-        """Works until at least one continuation ended and returns the ended ones; [] if none is queued."""
+    def step(self) -> Sequence[tuple[int, Outcome]]:
+        """Works for a while and returns what ended; [] where nothing has yet, or nothing is queued.
+
+        Raises SamplerError where no continuation can go on: the engine is lost, the weights are broken.
+        """
 
     def abort(self, tickets: Iterable[int]) -> None:
-        """Drops queued continuations; their tickets are never returned."""
+        """Drops continuations; their tickets are never returned, their tokens are counted as discarded."""
