@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from treerl.config import SamplerSettings
-from treerl.errors import SamplerError
+from treerl.errors import DoesNotFit, SamplerError
 from treerl.samplers.vllm_engine import Drawing, Drawn, VllmEngine
 from treerl.search.sampler import Continuation, Finish, Span
 
 _numbers = itertools.count()
 """Request ids are never used twice: an aborted request and its successor share a ticket."""
+_LOOK_SECONDS = 1.0
+"""A step comes back after so long without a result, so that its caller can look at the clock."""
 
 
 class VllmSampler:
@@ -41,8 +43,13 @@ class VllmSampler:
         self._live: dict[int, tuple[str, Continuation]] = {}
         self._again: list[tuple[int, Continuation]] = []
         self._ready: list[tuple[int, Span]] = []
-        self._generated = self._prefilled = self._reused = self._aborted = 0
+        self._generated = self._prefilled = self._reused = self._discarded = 0
         self._seconds = 0.0
+
+    @property
+    def capacity(self) -> int:
+        """Sequences in one pass of the engine at most."""
+        return self.engine.max_batch
 
     @property
     def policy_version(self) -> int:
@@ -51,13 +58,13 @@ class VllmSampler:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """generated_tokens, in spans handed out; aborted_tokens, drawn for what was aborted; prefill_tokens
+        """generated_tokens, in spans handed out; discarded_tokens, drawn for what was aborted; prefill_tokens
         and reused_tokens: prefix tokens of these spans that were run through the model, and that the prefix
         cache had; prefix_hit_rate: the share of the latter; seconds spent in `step`."""
         given = self._prefilled + self._reused
         return {
             "generated_tokens": self._generated,
-            "aborted_tokens": self._aborted,
+            "discarded_tokens": self._discarded,
             "prefill_tokens": self._prefilled,
             "reused_tokens": self._reused,
             "prefix_hit_rate": self._reused / given if given else 0.0,
@@ -65,7 +72,7 @@ class VllmSampler:
         }
 
     def submit(self, ticket: int, work: Continuation) -> None:
-        """Queues one continuation. Raises SamplerError where prefix and `max_tokens` exceed the context."""
+        """Queues one continuation. Raises DoesNotFit where prefix and `max_tokens` exceed the context."""
         prefix = work.prefix
         if ticket in self._live:
             raise SamplerError(f"ticket {ticket} is queued already")
@@ -76,25 +83,25 @@ class VllmSampler:
                 f"a prefix has token ids outside the model's vocabulary of {self._vocabulary}"
             )
         if len(prefix) + work.max_tokens > self.engine.max_length:
-            raise SamplerError(
+            raise DoesNotFit(
                 f"a prefix of {len(prefix)} tokens and max_tokens = {work.max_tokens} exceed the engine's "
                 f"context of {self.engine.max_length}: lower sampler.max_completion_length"
             )
         self._add(ticket, work)
 
     def abort(self, tickets: Iterable[int]) -> None:
-        """Drops continuations, queued or under way; the tokens they had are counted in `aborted_tokens`."""
+        """Drops continuations, queued or under way; the tokens they had are counted in `discarded_tokens`."""
         gone = set(tickets)
         live = [self._live.pop(ticket)[0] for ticket in gone & self._live.keys()]
-        self._aborted += sum(len(drawn.tokens) for drawn in self.engine.abort(live))
+        self._discarded += sum(len(drawn.tokens) for drawn in self.engine.abort(live))
         self._again = [item for item in self._again if item[0] not in gone]
         ended = sum(len(span.tokens) for ticket, span in self._ready if ticket in gone)
         self._generated -= ended
-        self._aborted += ended
+        self._discarded += ended
         self._ready = [item for item in self._ready if item[0] not in gone]
 
     def step(self) -> list[tuple[int, Span]]:
-        """Runs the engine until one continuation has ended; returns the ended ones, [] if there is no work."""
+        """Runs the engine until a continuation has ended, or for a second; returns what has ended."""
         began = time.perf_counter()
         again, self._again = self._again, []
         for ticket, work in again:
@@ -102,6 +109,8 @@ class VllmSampler:
         try:
             while not self._ready and self._live:
                 self.engine.step()
+                if time.perf_counter() - began > _LOOK_SECONDS:
+                    break
         finally:
             self._seconds += time.perf_counter() - began
         ended, self._ready = self._ready, []

@@ -98,6 +98,7 @@ class VllmEngine:
     ) -> None:
         require_vllm()
         self.max_length = max_length
+        self.max_batch = max_batch
         self.policy_version = 0
         self._internal: dict[str, str] = {}
         self._deliver: dict[str, Deliver] = {}
