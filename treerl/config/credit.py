@@ -31,6 +31,9 @@ class AdvantageSettings(Section):
     """Reward 0 maps to this (DeepSearch and CURE: -1)."""
     zero_variance: Literal["drop", "keep"] = "drop"
     """Trees whose verdicts are all equal leave the batch before batch statistics, or stay."""
+    cached_baseline: Literal["in", "out"] = "in"
+    """Whether cached rows are in the means and spreads that rows are compared with (DeepSearch, R^3), or are
+    only compared with those of fresh ones: then fresh rows learn as if the cache were empty."""
     rms_scale: bool = False
     """Divide all advantages by their root mean square over the batch's trained tokens (keeps the sign)."""
     faithful: bool = False
@@ -46,5 +49,10 @@ class AdvantageSettings(Section):
             raise ValueError(
                 f"rms_scale = true and scale_rewards = {self.scale_rewards!r} are two normalisers: "
                 "set one of them"
+            )
+        if self.faithful and self.cached_baseline == "out":
+            raise ValueError(
+                'cached_baseline = "out" does not go with faithful = true: the released scores are '
+                "compared with the mean of all leaves; set one of them"
             )
         return self

@@ -106,7 +106,7 @@ def assign_with_summary(
     A tree whose rewards are all equal gets zero masses and denominator 0 if `zero_variance` is `drop`.
     """
     kept = [i for i, tree in enumerate(trees) if _is_kept(tree, settings)]
-    forest = Forest.of([trees[i] for i in kept])
+    forest = _forest([trees[i] for i in kept], settings)
     rows = training_rows(forest)
     chosen = None if signals is None else [signals[i] for i in kept]
     values = entry_advantages(forest, rows, settings, signals=chosen, discount=discount)
@@ -137,7 +137,7 @@ def advantages(
 
     The tree is a batch of its own, and is never dropped: zero variance shows what the estimator makes of it.
     """
-    forest = Forest.of([tree])
+    forest = _forest([tree], settings)
     rows = training_rows(forest)
     given = None if signals is None else [signals]
     values = entry_advantages(forest, rows, settings, signals=given, discount=discount)
@@ -196,6 +196,10 @@ def _is_kept(tree: Tree, settings: AdvantageSettings) -> bool:
     return bool((~np.isnan(tree.nodes.reward) & tree.nodes.selected).any())
 
 
+def _forest(trees: Sequence[Tree], settings: AdvantageSettings) -> Forest:
+    return Forest.of(trees, count_cached=settings.cached_baseline == "in")
+
+
 def _nothing(tree: Tree) -> TokenCredit:
     zero = np.zeros(len(tree.tokens))
     return TokenCredit(zero, zero.copy(), zero.copy(), 0.0, 0)
@@ -226,7 +230,7 @@ def _scaled(
         return divide(values, sd[rows.tree][rows.row])
     if settings.scale_rewards == "batch":
         # Raw outcomes, not centred ones: the spread between prompts counts too.
-        leaves = outcome[forest.leaves]
+        leaves = outcome[forest.leaves[forest.counted[forest.leaves]]]
         equal = len(leaves) == 0 or leaves.min() == leaves.max()
         sd_batch = 0.0 if equal else float(leaves.std(ddof=ddof))
         return divide(values, np.full(len(values), sd_batch))

@@ -26,7 +26,8 @@ class Forest:
 
     parent, root, tree, offset, start, stop int[N]: parent is -1 at roots, offset counts tokens on the path
     before the span, prompt included. reward float64[N]: raw rewards, NaN = not judged. selected bool[N].
-    mask bool[P]: the token takes gradient. roots int[K]; token_start int[K + 1].
+    mask bool[P]: the token takes gradient. roots int[K]; token_start int[K + 1]. counted bool[N]: leaves there
+    are in the groups of the nodes above; False on paths from the cache that are left out of the baseline.
     """
 
     parent: IntArray
@@ -40,18 +41,29 @@ class Forest:
     mask: BoolArray
     roots: IntArray
     token_start: IntArray
+    counted: BoolArray
 
     def __len__(self) -> int:
         return len(self.parent)
 
     @property
     def leaves(self) -> IntArray:
-        """Judged leaves: the groups that values and baselines are taken over."""
+        """Judged leaves: the groups that values and baselines are taken over, and what is left out of them."""
         return np.flatnonzero(~np.isnan(self.reward))
 
+    @property
+    def apart(self) -> BoolArray:
+        """Nodes that are left out of the values of the node they hang on (bool, N)."""
+        parent = np.maximum(self.parent, 0)
+        apart: BoolArray = ~self.counted & (self.parent != NO_PARENT) & self.counted[parent]
+        return apart
+
     @classmethod
-    def of(cls, trees: Sequence[Tree]) -> "Forest":
-        """Lays `trees` behind one another (none: an empty forest)."""
+    def of(cls, trees: Sequence[Tree], *, count_cached: bool = True) -> "Forest":
+        """Lays `trees` behind one another (none: an empty forest).
+
+        count_cached: leaves below draws from the cache are in the groups of the nodes above these draws.
+        """
         sizes = np.array([len(tree) for tree in trees], dtype=np.int64)
         lengths = np.array([len(tree.tokens) for tree in trees], dtype=np.int64)
         roots = np.concatenate(([0], np.cumsum(sizes)))[:-1].astype(np.int64)
@@ -71,6 +83,7 @@ class Forest:
             mask=_join([tree.tokens.mask for tree in trees], np.bool_),
             roots=roots,
             token_start=token_start,
+            counted=_join([_counted(tree, count_cached) for tree in trees], np.bool_),
         )
 
     @property
@@ -110,6 +123,18 @@ class Forest:
         return np.split(column, self.token_start[1:-1]) if len(self.roots) else []
 
 
+def _counted(tree: Tree, count_cached: bool) -> BoolArray:
+    """Nodes without a cached span on their path (bool[N]); all of them if cached ones count too."""
+    counted = np.ones(len(tree), np.bool_)
+    own = tree.draws.source[tree.nodes.draw] == 0
+    if count_cached or own.all():
+        return counted
+    parent = tree.nodes.parent
+    for node in tree.order.tolist():
+        counted[node] = own[node] and (parent[node] == NO_PARENT or counted[parent[node]])
+    return counted
+
+
 def _column(trees: Sequence[Tree], name: str, dtype: Any) -> NDArray[Any]:
     return _join([getattr(tree.nodes, name) for tree in trees], dtype)
 
@@ -139,6 +164,23 @@ class NodeStatistics:
 
 
 def node_statistics(forest: Forest, outcome: FloatArray) -> NodeStatistics:
+    """Values of all nodes. outcome: float64[N], NaN = not judged.
+
+    What is not `counted` is in no group above it; below, and at a node with nothing else, it is.
+    """
+    every = _scan(forest, outcome)
+    if forest.counted.all():
+        return every
+    part = _scan(forest, np.where(forest.counted, outcome, np.nan))
+    inside = forest.counted & (part.n > 0)
+    names = ("n", "value", "recursive", "uniform")
+    merged = {n: np.where(inside, getattr(part, n), getattr(every, n)) for n in names}
+    value = merged["value"]
+    left_out = np.where(inside, part.left_out, value - value[forest.root])
+    return NodeStatistics(**merged, s=every.s, left_out=left_out)
+
+
+def _scan(forest: Forest, outcome: FloatArray) -> NodeStatistics:
     """One scan over all nodes, children first. outcome: float64[N], NaN = not judged.
 
     Where all outcomes below a node are equal its values are that outcome, bit for bit: a mean of equal
@@ -187,6 +229,8 @@ def outcome_std(
     """Std of the outcomes of the judged leaves below each node, float64[N]; exactly 0 if they are equal."""
     leaves = forest.leaves
     which, node = forest.ancestors(leaves, itself=True)
+    inside = forest.counted[leaves][which] | ~forest.counted[node]
+    which, node = which[inside], node[inside]
     square = (outcome[leaves][which] - statistics.value[node]) ** 2
     total = np.bincount(node, square, minlength=len(forest))
     variance = total / np.maximum(statistics.n - ddof, 1.0)

@@ -86,6 +86,8 @@ def evaluate(
     if row.leave_one_out:
         group = statistics.n[forest.root]
         factor = np.where(group > 1, group / np.maximum(group - 1, 1), 0.0)
+        # What is no member of the group has nothing of its own to leave out.
+        factor = np.where(forest.counted, factor, 1.0)
         mean = statistics.value[forest.root]
         own = factor[items] * (own - mean[items])
         value = factor * (value - mean)
@@ -153,7 +155,7 @@ def _anchor_std(
 ) -> FloatArray:
     if row.sd == "below":
         return outcome_std(forest, outcome, statistics, ddof)
-    child = np.flatnonzero((forest.parent >= 0) & (statistics.n > 0))
+    child = np.flatnonzero((forest.parent >= 0) & (statistics.n > 0) & ~forest.apart)
     parent, size = forest.parent[child], len(forest)
     count = np.maximum(np.bincount(parent, minlength=size), 1)
     mean = np.bincount(parent, value[child], minlength=size) / count
@@ -185,5 +187,5 @@ def _omega_out(row: MasterRow, forest: Forest, statistics: NodeStatistics) -> Fl
         return 1 / np.sqrt(np.maximum(n, 1))
     if row.omega_out == "siblings":
         above = n[np.maximum(forest.parent, 0)]
-        return divide(above, above - n)
+        return divide(above, above - np.where(forest.apart, 0.0, n))
     return np.ones(len(forest))
