@@ -80,10 +80,23 @@ def treerl_child(
     folder: Path, *arguments: str, prepare: Prepare | None = None, given: Sequence[Any] = ()
 ) -> Outcome:
     """The command line in a process of its own, working in `folder`; `prepare(*given)` runs in it first."""
-    context = _forkserver()
     out, err = folder / "child.out", folder / "child.err"
+    code = child_exit_code(folder, arguments, str(out), str(err), prepare, given)
+    return Outcome(code, out.read_text(), err.read_text())
+
+
+def child_exit_code(
+    folder: Path,
+    arguments: Sequence[str],
+    out: str,
+    err: str,
+    prepare: Prepare | None,
+    given: Sequence[Any],
+) -> int:
+    """`treerl_child` with its streams in the files `out` and `err`, which may be a terminal."""
+    context = _forkserver()
     process = context.Process(
-        target=_child, args=(str(folder), list(arguments), str(out), str(err), prepare, given)
+        target=_child, args=(str(folder), list(arguments), out, err, prepare, given)
     )
     process.start()
     process.join(300)
@@ -93,7 +106,7 @@ def treerl_child(
     code = process.exitcode
     process.close()
     assert code is not None
-    return Outcome(code, out.read_text(), err.read_text())
+    return int(code)
 
 
 def _forkserver() -> Any:

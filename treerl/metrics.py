@@ -36,6 +36,8 @@ METRICS: dict[str, str] = {
     "search/dropped_prompts": "prompts over sampler.max_prompt_length or without room in the model's context",
     "search/nodes_per_tree": "mean number of spans a tree, the prompt's included",
     "search/leaves_per_tree": "mean number of ended leaves a tree, cached ones included",
+    "search/depth_per_tree": "mean number of spans on a tree's longest path, the prompt's not counted",
+    "search/solved": "share of trees with a right leaf among those drawn (cached ones not counted)",
     "search/seconds": "seconds of search, judging included",
     "search/tokens_per_second": "tokens generated now per second of search",
     "search/exit/*": "trees that stopped for this reason",

@@ -1,47 +1,68 @@
-"""What a person sees while treerl works: a progress bar with rates on a terminal, plain lines elsewhere."""
+"""The terminal while treerl works: a live view where there is one, plain lines elsewhere.
 
+The working thread fills plain states (treerl.inspect.live); rich's thread draws them, at most four times a
+second and beside the scrolled text, so that what was said stays readable. The terminal is restored on exit,
+whatever ends the work.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.logging import RichHandler
+from rich.segment import Segments
+from rich.text import Text
+
+from treerl.engine.step import Searched
+from treerl.inspect.live import (
+    Bar,
+    Training,
+    bar_line,
+    best_and_contested,
+    count,
+    training_lines,
 )
+from treerl.inspect.model import view_tree
 
 PLAIN_EVERY = 10
 """Steps between lines where there is no terminal."""
+REDRAWS_PER_SECOND = 2
+"""Of figures that change once a step, and of clocks."""
+
+Decode = Callable[[Sequence[int]], str]
 
 
 class Display:
-    """Progress of one command. `quiet` (for --json) shows nothing; the terminal is restored on exit."""
+    """What one command shows. `quiet` (for --json) shows nothing."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
         self.console = console
         self._quiet = quiet
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[rates]}"),
-            console=console,
-            transient=True,
-            refresh_per_second=4,
-            disable=quiet or not console.is_terminal,
-        )
-        self._tasks: dict[str, TaskID] = {}
+        self.is_live = not quiet and console.is_terminal and not console.is_dumb_terminal
+        self._bars: dict[str, Bar] = {}
+        self._training: Training | None = None
+        self._decode: Decode = str
+        self._changes = 0
+        self._drawn: tuple[tuple[int, int, int] | None, Segments] = None, Segments([])
+        self._exit = ExitStack()
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self.is_live:
+            live = Live(
+                self,
+                console=self.console,
+                transient=True,
+                refresh_per_second=REDRAWS_PER_SECOND,
+                redirect_stderr=sys.stderr.isatty(),
+            )
+            self._exit.enter_context(live)
+            self._exit.enter_context(_logs_on(self.console))
         return self
 
     def __exit__(
@@ -50,33 +71,114 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self._exit.close()
+        state = self._training
+        if self.is_live and error is not None and state is not None and state.row is not None:
+            self.say(f"step {state.row['step']}/{state.total}  {step_line(state.row)}")
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        now = time.monotonic()
+        bars = [bar_line(bar, now) for bar in list(self._bars.values())]
+        yield from bars
+        room = options.size.height - len(bars) - 1
+        key = (self._changes, options.max_width, room)
+        if self._drawn[0] != key:
+            lines = self._body(options.max_width, room)
+            self._drawn = key, Segments(list(console.render(Group(*lines), options)))
+        yield self._drawn[1]
+
+    def _body(self, width: int, height: int) -> list[Text]:
+        """What changes with a step, not with the clock."""
+        if self._training is not None:
+            return training_lines(self._training, width=width, height=height)
+        return []
 
     def say(self, text: str) -> None:
-        """One line above the bar."""
+        """One line that stays, above the view."""
         if not self._quiet:
             self.console.print(text, highlight=False)
 
-    def advance(self, name: str, done: int, total: int | None, rates: str = "") -> None:
+    def advance(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """Shows `done` of `total` under `name`; a finished bar disappears."""
-        if self._quiet:
+        if not self.is_live:
             return
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total, rates=rates)
-        self._progress.update(self._tasks[name], completed=done, total=total, rates=rates)
+        bar = self._bars.get(name)
+        if bar is None:
+            self._bars[name] = Bar(name, done, total, time.monotonic(), first=done, note=note)
+        else:
+            bar.done, bar.total, bar.note = done, total, note
         if total is not None and done >= total:
-            self._progress.remove_task(self._tasks.pop(name))
+            del self._bars[name]
+
+    # Training --------------------------------------------------------------------------------------------
+
+    def begin_training(self, step: int, total: int, decode: Decode) -> None:
+        """A run of `total` steps begins, or goes on behind `step`. decode: token ids to text."""
+        if self.is_live:
+            self._decode = decode
+            self._training = Training(total)
+            self.advance("training", step, total)
+
+    def evaluated(self, label: str, figures: Mapping[str, float]) -> None:
+        """Figures of an evaluation, `eval/...`."""
+        if self._training is not None:
+            self._training.held_out[1:] = [(label, dict(figures))]
+            self._changes += 1
+
+    def searching(self, searched: Searched) -> None:
+        """A tree of the step is finished."""
+        note = f"{count(searched.counts.generated_tokens)} tokens"
+        done = searched.counts.trees + len(searched.adopted)
+        self.advance("searching", done, len(searched.trees), note)
+
+    def searched(self, searched: Searched, step: int) -> None:
+        """All trees of a step are finished: picks those to show."""
+        if self._training is None:
+            return
+        self._bars["training"].note = "updating"
+        shown = []
+        names = (f"best of step {step}", f"most contested of step {step}")
+        for name, index in zip(names, best_and_contested(searched.trees), strict=True):
+            if index is not None:
+                problem = searched.problems[index]
+                view = view_tree(
+                    searched.trees[index],
+                    self._decode,
+                    question=problem.question,
+                    truth=problem.truth,
+                )
+                shown.append((name, view))
+        self._training.trees = shown
+        self._changes += 1
 
     def step(self, row: dict[str, Any], total: int) -> None:
         """One training step, from its metrics row."""
         step = int(row["step"])
-        rates = step_line(row)
-        self.advance("training", step, total, rates)
-        if not self.console.is_terminal and (step % PLAIN_EVERY == 0 or step in (1, total)):
-            self.say(f"step {step}/{total}  {rates}")
+        if self._training is not None:
+            self._training.add(row)
+            self._changes += 1
+            self.advance("training", step, total)
+            if "training" in self._bars:
+                self._bars["training"].seconds_left = self._training.seconds_left()
+        elif step % PLAIN_EVERY == 0 or step in (1, total):
+            self.say(f"step {step}/{total}  {step_line(row)}")
 
 
-def step_line(row: dict[str, Any]) -> str:
+@contextmanager
+def _logs_on(console: Console) -> Iterator[None]:
+    """Log lines for the terminal go through `console`, above the view instead of into it."""
+    handlers = [h for h in logging.getLogger().handlers if isinstance(h, RichHandler)]
+    before = [handler.console for handler in handlers]
+    for handler in handlers:
+        handler.console = console
+    try:
+        yield
+    finally:
+        for handler, own in zip(handlers, before, strict=True):
+            handler.console = own
+
+
+def step_line(row: Mapping[str, Any]) -> str:
     """The figures of a step that a person watches, in one line."""
     parts = [
         f"reward {row['reward']:.3f}",

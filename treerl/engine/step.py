@@ -196,6 +196,8 @@ def search_metrics(searched: Searched) -> dict[str, float]:
         "search/dropped_prompts": searched.dropped_prompts,
         "search/nodes_per_tree": _mean([len(tree) for tree in trees]),
         "search/leaves_per_tree": _mean([len(tree.leaves()) for tree in trees]),
+        "search/depth_per_tree": _mean([tree.depth() for tree in trees]),
+        "search/solved": _mean([float((values >= 1.0).any()) for values in rewards]),
         "search/seconds": searched.seconds,
         "search/tokens_per_second": counts.generated_tokens / max(searched.seconds, 1e-9),
         "replay/cached_leaves": searched.cached_leaves,

@@ -162,6 +162,8 @@ class Trainer:
         started = self._evaluate("before") if not progress.before else None
         if started is not None:
             progress.before = started.metrics(recipe.eval.k)
+        display.begin_training(progress.step, recipe.max_steps, self.session.decode_text)
+        display.evaluated("before", progress.before)
         paths = self.session.paths
         with (
             MetricsLog(paths.metrics, keep_until=self._saved) as metrics,
@@ -221,6 +223,7 @@ class Trainer:
             if name.startswith(("eval/avg", "eval/pass", "eval/greedy"))
         )
         self.display.say(f"{label}: {shown}")
+        self.display.evaluated(label, figures)
         return found
 
     # One step --------------------------------------------------------------------------------------------
@@ -241,6 +244,7 @@ class Trainer:
             self.reader.repair(searched.trees[index], searched.problems[index], step)
             if searched.names[index] not in stored:
                 waited += self._write(writer, searched, index, step)
+            self.display.searching(searched)
 
         searched = search_step(
             self.session,
@@ -252,6 +256,7 @@ class Trainer:
         )
         if step == 0 and not searched.trees:
             raise self.session.no_prompt_fits(f"the {len(problems)} problems of the first step")
+        self.display.searched(searched, step + 1)
         report, credit_row = self._update(searched.trees, step)
         progress.step = step + 1
         self.session.sampler.set_version(progress.step)

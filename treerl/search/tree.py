@@ -198,6 +198,14 @@ class Tree:
         nodes = self.nodes
         return int(nodes.offset[node] + nodes.stop[node] - nodes.start[node]) - self.n_prompt
 
+    def depth(self) -> int:
+        """Spans on the longest path (most spans), the prompt's not counted."""
+        parent = self.nodes.parent.tolist()
+        depths = [0] * len(parent)
+        for row in self.order[1:].tolist():
+            depths[row] = depths[parent[row]] + 1
+        return max(depths)
+
     def is_uniform(self) -> bool:
         """All judged leaves have the same reward (decided by min == max), or none is judged."""
         rewards = self.nodes.reward[~np.isnan(self.nodes.reward)]

@@ -1,0 +1,63 @@
+"""`treerl train` on a terminal: the view is there while it works, and the terminal is restored after it."""
+
+import signal
+
+from tests.support_engine import sets, signal_at
+from tests.support_terminal import (
+    ALTERNATE_SCREEN,
+    HIDE_CURSOR,
+    SHOW_CURSOR,
+    plain,
+    treerl_on_terminal,
+)
+from tests.test_engine_faults import limit_database
+from treerl.replay.store import Store
+
+SMALL = sets("search.trees_per_step=8", "eval.problems=2")
+
+
+def is_restored(received):
+    """The cursor was hidden, is shown again, and no other screen was left open."""
+    return (
+        0 <= received.rfind(HIDE_CURSOR) < received.rfind(SHOW_CURSOR)
+        and ALTERNATE_SCREEN not in received
+    )
+
+
+def test_a_run_on_a_terminal_shows_its_view_and_ends_with_the_summary(tmp_path):
+    code, received = treerl_on_terminal(tmp_path, "train", "quickstart", *SMALL)
+    assert code == 0
+    assert is_restored(received)
+    shown = plain(received)
+    assert "0 to 1, mean of the leaves" in shown
+    assert "most contested of step" in shown
+    summary = shown[shown.rfind("held-out  before") :]
+    assert "3 steps in" in summary
+    assert "mean of the leaves" not in summary
+
+
+def test_ctrl_c_restores_the_terminal_and_says_how_to_go_on(tmp_path):
+    code, received = treerl_on_terminal(
+        tmp_path,
+        *("train", "quickstart", *SMALL),
+        prepare=signal_at,
+        given=("treerl.engine.train:put_tree", 12, signal.SIGINT),
+    )
+    assert code == 1
+    assert is_restored(received)
+    last = " ".join(plain(received[received.rfind(SHOW_CURSOR) :]).split())
+    assert last.startswith("step 1/3 reward")
+    assert "Go on with: treerl train --resume runs/quickstart-seed0" in last
+    assert "Traceback" not in received
+
+
+def test_an_error_restores_the_terminal_and_is_said_after_the_view(tmp_path):
+    with Store.open(f"sqlite:///{tmp_path}/empty.db") as store, store.read() as connection:
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    code, received = treerl_on_terminal(
+        tmp_path, *("train", "quickstart", *SMALL), prepare=limit_database, given=(pages,)
+    )
+    assert code == 1
+    assert is_restored(received)
+    last = " ".join(plain(received[received.rfind(SHOW_CURSOR) :]).split())
+    assert "the disk is full" in last
