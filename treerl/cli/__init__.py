@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 
 from treerl import __version__
 from treerl.cli.common import console
+from treerl.cli.inspect import inspect_app
 from treerl.cli.recipes import recipe_app
 from treerl.cli.replay import replay_app
 from treerl.cli.runs import run_app
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(run_app)
+app.add_typer(inspect_app)
 app.add_typer(replay_app, name="replay")
 app.add_typer(recipe_app, name="recipe")
 

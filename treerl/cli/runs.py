@@ -1,11 +1,11 @@
-"""Commands that load a model or a stored tree: train, search, eval, sft, inspect; and doctor."""
+"""Commands that load a model: train, search, eval, sft; and doctor."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treerl.cli.common import DEFAULT_URL, AsJson, Overrides, RecipeName, Url, console, emit, guard
+from treerl.cli.common import AsJson, Overrides, RecipeName, console, emit, guard
 from treerl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -156,35 +156,6 @@ def sft(
             console=console(),
             quiet=as_json,
         )
-        if as_json:
-            emit(result)
-
-
-@run_app.command()
-def inspect(
-    tree: Annotated[
-        int | None, typer.Argument(help="Tree id; without it, the latest trees")
-    ] = None,
-    url: Url = DEFAULT_URL,
-    run: Annotated[str | None, typer.Option(help="Only trees of this run")] = None,
-    node: Annotated[int | None, typer.Option(help="Show the tokens of this span as heat")] = None,
-    heat: Annotated[str, typer.Option(help="entropy, logprob or advantage")] = "entropy",
-    estimator: Annotated[str, typer.Option(help="Estimator of --heat advantage")] = "tree_value",
-    limit: Annotated[int, typer.Option(min=1, help="Trees to list")] = 20,
-    as_json: AsJson = False,
-) -> None:
-    """Open a stored search tree; without an id, list the latest."""
-    with guard():
-        from treerl.engine.show import list_trees, show_node, show_tree
-
-        out = None if as_json else console()
-        result: Any
-        if tree is None:
-            result = list_trees(url, run=run, limit=limit, console=out)
-        elif node is None:
-            result = show_tree(url, tree, console=out)
-        else:
-            result = show_node(url, tree, node, heat=heat, estimator=estimator, console=out)
         if as_json:
             emit(result)
 

@@ -1,132 +1,291 @@
-"""`treerl inspect`: stored trees as lists, as a tree, and a span's tokens as heat."""
+"""`treerl inspect`: the forest of a cache, one tree, one span; printed, as JSON, or opened in the terminal."""
 
+import importlib.util
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from treerl.config import AdvantageSettings
-from treerl.credit.assign import NEEDS_SIGNALS, advantages
+from treerl.engine.policies import Policies
 from treerl.errors import ConfigError
-from treerl.inspect.model import as_json, view_tree
-from treerl.inspect.render import render_rows, render_span, render_tree
-from treerl.policy.model import load_tokenizer
-from treerl.replay.store import Store, StoredTree
+from treerl.inspect.compare import Comparison, compare, render_comparison
+from treerl.inspect.detail import render_detail
+from treerl.inspect.forest import Item, arrange, forest_line, forest_titles, of_tree, problem_items
+from treerl.inspect.heat import HEATS, heat_of
+from treerl.inspect.library import Library, Opened
+from treerl.inspect.model import as_json
+from treerl.inspect.render import render_tree
+from treerl.inspect.shade import SHADES, Shade, shade_of
+from treerl.inspect.state import TreeState
+from treerl.replay.browse import tree_entropies
+from treerl.replay.entry import now_us
+from treerl.replay.store import Store
 
-HEATS = ("entropy", "logprob", "advantage")
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a tree is shown. compare: two estimators, or none; whole: nothing is left out."""
+
+    colour: str = "q"
+    estimator: str = "tree_value"
+    compare: tuple[str, ...] = ()
+    whole: bool = False
+    only_right: bool = False
+
+
+@contextmanager
+def open_library(url: str, weights: Path | None = None) -> Iterator[tuple[Library, Policies]]:
+    """The cache at `url` with what loads models for it. Raises StoreError if there is no cache."""
+    policies = Policies(weights)
+    with Store.open(url, create=False) as store:
+        yield Library(store, policies.decoder, policies.score), policies
+
+
+# Lists -----------------------------------------------------------------------------------------------------
+
+
+def list_problems(
+    url: str, *, run: str | None, limit: int, where: str, sort: str, console: Console | None
+) -> list[dict[str, Any]]:
+    """The problems whose trees are newest, with what to look for."""
+    with open_library(url) as (library, _):
+        items = problem_items(library, library.run_id(run), _reach(limit, where, sort))
+    return _list(items, url, limit=limit, where=where, sort=sort, console=console, of_trees=False)
 
 
 def list_trees(
-    url: str, *, run: str | None, limit: int, console: Console | None
+    url: str,
+    *,
+    run: str | None,
+    limit: int,
+    console: Console | None,
+    where: str = "",
+    sort: str = "newest",
 ) -> list[dict[str, Any]]:
-    """The latest trees, newest last, with what to look for."""
-    with Store.open(url, create=False) as store:
-        infos = store.trees(run_id=_run_id(store, run), limit=limit)
-    rows = [
-        {
-            "tree": info.id,
-            "run": info.run,
-            "step": info.step,
-            "question": info.problem.question,
-            "right": info.right,
-            "leaves": info.leaves,
-            "spans": info.nodes,
-            "tokens": info.generated,
-            "cached": info.cached,
-            "when": datetime.fromtimestamp(info.created_us / 1e6, UTC).isoformat(
-                timespec="seconds"
-            ),
+    """The latest trees, with what to look for."""
+    with open_library(url) as (library, _):
+        reach = _reach(limit, where, sort)
+        infos = library.store.trees(run_id=library.run_id(run), limit=reach)
+        entropy = tree_entropies(library.store, [info.id for info in infos])
+    items = [of_tree(info, entropy.get(info.id)) for info in infos]
+    return _list(items, url, limit=limit, where=where, sort=sort, console=console, of_trees=True)
+
+
+REACH = 2000
+"""Lines that are read to be filtered and sorted."""
+
+
+def _reach(limit: int, where: str, sort: str) -> int:
+    return limit if not where and sort == "newest" else max(limit, REACH)
+
+
+def _list(
+    read: Sequence[Item],
+    url: str,
+    *,
+    limit: int,
+    where: str,
+    sort: str,
+    console: Console | None,
+    of_trees: bool,
+) -> list[dict[str, Any]]:
+    kept = arrange(read, where=where, sort=sort)
+    items = kept[:limit]
+    if console is not None and not read:
+        console.print(
+            f"no trees in {url} yet: `treerl search quickstart` grows some", soft_wrap=True
+        )
+    elif console is not None:
+        what = "trees" if of_trees else "problems"
+        console.print(forest_titles(console.width, of_trees=of_trees))
+        now = now_us()
+        for item in items:
+            console.print(forest_line(item, console.width, now_us=now, of_trees=of_trees))
+        if where:
+            _say(console, f"{len(kept)} of the newest {len(read)} {what} are let through")
+        if len(items) < len(kept) or len(read) == limit:
+            _say(console, f"the first {len(items)} {what}; --limit shows more")
+        _say(
+            console, f"open one: treerl inspect TREE --url {url}; or all of it: -i instead of TREE"
+        )
+    return [_item_json(item, of_trees) for item in items]
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, style="dim", soft_wrap=True)
+
+
+def _item_json(item: Item, of_trees: bool) -> dict[str, Any]:
+    when = datetime.fromtimestamp(item.created_us / 1e6, UTC).isoformat(timespec="seconds")
+    common = {
+        "tree": item.newest,
+        "question": item.question,
+        "truth": item.truth,
+        "right": item.right,
+        "leaves": item.leaves,
+        "pass_rate": item.rate,
+        "entropy": item.entropy,
+        "when": when,
+    }
+    if not of_trees:
+        return common | {"trees": item.trees}
+    return common | {
+        "run": item.run,
+        "step": item.step,
+        "spans": item.spans,
+        "tokens": item.tokens,
+        "cached": item.cached,
+    }
+
+
+# One tree --------------------------------------------------------------------------------------------------
+
+
+def show_tree(
+    url: str, tree_id: int, *, look: Look, weights: Path | None, console: Console | None
+) -> dict[str, Any]:
+    """One tree as aligned lines, or as JSON values; with two estimators side by side if asked."""
+    if look.colour not in SHADES:
+        raise ConfigError(f"--colour {look.colour}: choose one of {', '.join(SHADES)}")
+    if look.compare and len(look.compare) != 2:
+        raise ConfigError("--compare: give two estimators, as in --compare tree_value,grpo")
+    with open_library(url, weights) as (library, policies):
+        opened = library.open(tree_id)
+        shade, beside, found = _shades(library, opened, look)
+        if console is not None:
+            for note in policies.notes:
+                _say(console, note)
+            _print_tree(opened, look, console, shade=shade, beside=beside, found=found, url=url)
+    result = {"tree": tree_id} | as_json(opened.view)
+    names = look.compare or ((look.estimator,) if look.colour == "advantage" else ())
+    for name in names:
+        means = library.credit(opened, name).shade(opened.tree).values
+        for node in result["nodes"]:
+            node.setdefault("advantage", {})[name] = means[node["row"]]
+    if found is not None:
+        result["compare"] = {
+            "correlation": found.correlation,
+            "opposed": found.opposed,
+            "only_one": found.only_one,
+            "spans": found.spans,
         }
-        for info in infos
-    ]
-    if console is not None:
-        names = ("tree", "run", "step", "question", "right", "leaves", "spans", "tokens", "cached")
-        shown = [
-            {**row, "tree": str(row["tree"]), "question": _one_line(str(row["question"]))}
-            for row in rows
-        ]
-        console.print(render_rows("", names, [[row[name] for name in names] for row in shown]))
-        console.print(f"open one: treerl inspect TREE --url {url}", highlight=False, style="dim")
-    return rows
+    return result
 
 
-def _one_line(text: str, most: int = 40) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _shades(
+    library: Library, opened: Opened, look: Look
+) -> tuple[Shade, tuple[Shade, ...], Comparison | None]:
+    if look.compare:
+        first, second = (library.credit(opened, name) for name in look.compare)
+        found = compare(opened, first, second)
+        return first.shade(opened.tree), (second.shade(opened.tree),), found
+    credit = library.credit(opened, look.estimator) if look.colour == "advantage" else None
+    return shade_of(look.colour, opened.view, opened.tree, credit), (), None
 
 
-def show_tree(url: str, tree_id: int, *, console: Console | None) -> dict[str, Any]:
-    """One tree as a rich tree, or as JSON values."""
-    stored, tokenizer = _open(url, tree_id)
-    view = view_tree(
-        stored.tree,
-        lambda tokens: str(tokenizer.decode(list(tokens), skip_special_tokens=True)),
-        question=stored.problem.question,
-        truth=stored.problem.truth,
+def _print_tree(
+    opened: Opened,
+    look: Look,
+    console: Console,
+    *,
+    shade: Shade,
+    beside: tuple[Shade, ...],
+    found: Comparison | None,
+    url: str,
+) -> None:
+    tree = opened.stored.info.id
+    _say(console, opened.title)
+    lines = render_tree(
+        opened.view,
+        max_children=None if look.whole else 12,
+        width=console.width,
+        shade=shade,
+        beside=beside,
+        only_right=look.only_right,
     )
-    if console is not None:
-        info = stored.info
-        console.print(
-            f"tree {info.id} of run {info.run}, step {info.step}", highlight=False, style="dim"
-        )
-        console.print(render_tree(view, width=console.width))
-        console.print(
-            f"rows: {', '.join(str(r) for r in view.nodes)}; tokens of one: "
-            f"treerl inspect {tree_id} --node ROW --heat {'|'.join(HEATS)} --url {url}",
-            highlight=False,
-            style="dim",
-        )
-    return as_json(view)
+    console.print(lines)
+    if found is not None:
+        console.print(render_comparison(opened, found, width=console.width))
+    if "scored" in opened.kept:
+        scored = opened.kept["scored"]
+        _say(console, f"log-probs under {scored.policy}; reference {scored.reference}")
+    _say(console, f"one span: treerl inspect {tree} --node ROW --url {url}")
 
 
 def show_node(
-    url: str, tree_id: int, node: int, *, heat: str, estimator: str, console: Console | None
+    url: str,
+    tree_id: int,
+    node: int,
+    *,
+    heat: str,
+    estimator: str,
+    weights: Path | None,
+    console: Console | None,
 ) -> dict[str, Any]:
-    """The tokens of one span, coloured by entropy, log-prob or advantage."""
+    """One span in full, its tokens coloured by entropy, log-prob, advantage or new/old ratio."""
     if heat not in HEATS:
         raise ConfigError(f"--heat {heat}: choose one of {', '.join(HEATS)}")
-    stored, tokenizer = _open(url, tree_id)
-    tree = stored.tree
-    if not 0 <= node < len(tree):
-        raise ConfigError(f"--node {node}: tree {tree_id} has rows 0 to {len(tree) - 1}")
-    start, stop = int(tree.nodes.start[node]), int(tree.nodes.stop[node])
-    values, top = _heat(stored, heat, estimator)
-    texts = [str(tokenizer.decode([t])) for t in tree.tokens.token[start:stop].tolist()]
+    with open_library(url, weights) as (library, policies):
+        opened = library.open(tree_id)
+        if node not in opened.view.nodes:
+            raise ConfigError(f"--node {node}: tree {tree_id} has rows 0 to {len(opened.tree) - 1}")
+        shade = heat_of(heat, library, opened, estimator)
     if console is not None:
-        console.print(render_span(texts, values[start:stop], name=heat, top=top))
-    shown = [None if np.isnan(v) else float(v) for v in values[start:stop]]
-    return {"tree": tree_id, "node": node, "tokens": texts, heat: shown}
+        for note in policies.notes:
+            _say(console, note)
+        _say(console, opened.title)
+        console.print(render_detail(opened, node, heat=shade, width=console.width))
+        if heat == "ratio":
+            _say(console, f"new: {opened.kept['scored'].policy}; old: the sampler's own log-probs")
+    view = opened.view.nodes[node]
+    assert shade.tokens is not None
+    values = np.asarray(shade.tokens[view.start : view.stop], np.float64).tolist()
+    shown = [value if np.isfinite(value) else None for value in values]
+    texts = opened.span_texts(node)
+    ids = opened.tree.tokens.token[view.start : view.stop].tolist()
+    return {"tree": tree_id, "node": node, "tokens": texts, "ids": ids, heat: shown}
 
 
-def _heat(stored: StoredTree, heat: str, estimator: str) -> tuple[Any, float]:
-    tree = stored.tree
-    match heat:
-        case "entropy":
-            return tree.tokens.entropy, 2.0
-        case "logprob":
-            return tree.tokens.logprob, 3.0
-    if estimator in NEEDS_SIGNALS:
-        raise ConfigError(f"--estimator {estimator} needs the policy's log-probs; choose another")
-    try:
-        settings = AdvantageSettings.model_validate({"estimator": estimator})
-    except ValueError as error:
-        raise ConfigError(f"--estimator {estimator}: unknown; see advantage.estimator") from error
-    return advantages(tree, settings), 1.0
+# The app ---------------------------------------------------------------------------------------------------
 
 
-def _open(url: str, tree_id: int) -> tuple[StoredTree, Any]:
-    with Store.open(url, create=False) as store:
-        stored = store.load_tree(tree_id)
-        config = next(run.config for run in store.runs() if run.id == stored.info.run_id)
-    model = config.get("recipe", config).get("policy", {}).get("model", "embedded")
-    return stored, load_tokenizer(model)
+def browse(
+    url: str, tree_id: int | None, *, run: str | None, look: Look, weights: Path | None
+) -> None:
+    """Opens the cache, or one tree of it, in the interactive app. Raises ConfigError without textual."""
+    if importlib.util.find_spec("textual") is None:
+        raise ConfigError(
+            "-i needs textual: pip install 'treerl[tui]'; without -i the tree is printed"
+        )
+    from treerl.inspect.app import InspectApp
 
+    with open_library(url, weights) as (library, policies):
+        run_id = library.run_id(run)
 
-def _run_id(store: Store, name: str | None) -> str | None:
-    if name is None:
-        return None
-    found = [run.id for run in store.runs() if name in (run.name, run.id)]
-    if not found:
-        raise ConfigError(f"--run {name}: no such run; `treerl replay ls runs` lists them")
-    return found[-1]
+        def read(of: Item | None) -> list[Item]:
+            if of is None:
+                return problem_items(library, run_id, REACH)
+            assert of.problem is not None
+            return [of_tree(info, entropy) for info, entropy in library.trees(of.problem, run_id)]
+
+        def open_tree(tree_id: int) -> TreeState:
+            opened = library.open(tree_id)
+            state = TreeState(library, opened, look.colour, look.estimator, notes=policies.notes)
+            state.second = look.compare[1] if look.compare else None
+            state.estimator = look.compare[0] if look.compare else look.estimator
+            state.only_right = look.only_right
+            state.refold()
+            return state
+
+        if tree_id is not None:
+            library.open(tree_id)  # a tree that is not there is said before the screen is taken
+        else:
+            # The tokenizer's imports take seconds: they begin while a person reads the list.
+            threading.Thread(target=library.warm, daemon=True).start()
+        InspectApp(f"replay cache {url}", read, open_tree, tree_id=tree_id).run()

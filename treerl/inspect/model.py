@@ -22,7 +22,8 @@ Decode = Callable[[Sequence[int]], str]
 class NodeView:
     """One span. q = value_sum / visits (None without visits); value = mean reward of the leaves below.
 
-    share = visits / visits of the root. start, stop: into the tree's token columns. entropies: nats,
+    share = visits / visits of the root. leaves, right_leaves: ended paths below, itself included; spans: spans
+    below, itself not. start, stop: into the tree's token columns. entropies: nats,
     float32[tokens]; entropy, logprob: their means, None where unknown. version: newest policy version of its
     tokens (-1: prompt); age: versions behind the tree's newest (None on the prompt; versions of another run's
     policy do not compare). cached: taken from the store. answer, outcome, detail: of a leaf's verdict;
@@ -39,6 +40,7 @@ class NodeView:
     share: float
     leaves: int
     right_leaves: int
+    spans: int
     entropies: NDArray[Any]
     text: str
     origin: str
@@ -109,6 +111,7 @@ def view_tree(tree: Tree, decode: Decode, *, question: str = "", truth: str = ""
     judged_below = tree.subtree_sum(judged.astype(float))
     right_below = tree.subtree_sum(right.astype(float))
     reward_below = tree.subtree_sum(np.where(judged, tree.nodes.reward, 0.0))
+    spans = tree.subtree_sum(np.ones(len(tree)))
     visits, value_sum = tree.nodes.visits, tree.nodes.value_sum
     if not visits.any():
         visits, value_sum = judged_below.astype(int), reward_below
@@ -135,6 +138,7 @@ def view_tree(tree: Tree, decode: Decode, *, question: str = "", truth: str = ""
             share=count / max(1, int(visits[ROOT])),
             leaves=int(below[row]),
             right_leaves=int(right_below[row]),
+            spans=int(spans[row]) - 1,
             entropies=tree.tokens.entropy[start:stop].copy(),
             text=decode(tree.tokens.token[start:stop].tolist()),
             origin=Origin(int(tree.nodes.origin[row])).name.lower(),

@@ -1,0 +1,284 @@
+"""The interactive inspector: thin screens over the renderables that are printed too.
+
+What is shown and where the cursor goes is decided in `state`, `forest` and `render`. What may take long
+(opening a tree, loading a policy) runs in a thread, and the pane of details follows the cursor a moment later.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual import events, work
+from textual.app import App, ComposeResult
+from textual.binding import BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen, Screen
+from textual.timer import Timer
+from textual.widgets import Static
+
+from treerl.errors import TreerlError
+from treerl.inspect.forest import RULES, SORTS, Item, arrange, forest_line, forest_titles
+from treerl.inspect.keys import render_keys
+from treerl.inspect.render import render_line, render_titles
+from treerl.inspect.screen import COMMON, InspectScreen, key
+from treerl.inspect.scroller import GUTTER
+from treerl.inspect.state import TreeState
+from treerl.replay.entry import now_us
+
+Read = Callable[[Item | None], Sequence[Item]]
+"""The problems of the cache, or the trees of one."""
+Open = Callable[[int], TreeState]
+DETAIL_AFTER = 0.06
+"""Seconds that the cursor rests before its details are drawn."""
+WIDE = 150
+"""Cells from which the details stand beside the tree, not below it."""
+
+
+class ForestScreen(InspectScreen):
+    """Problems, or the trees of one problem."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        key("slash", "filter", "filter", "/"),
+        key("o", "sort", "sort"),
+        key("r", "reload", "read again"),
+        *COMMON,
+    ]
+
+    def __init__(self, title: str, read: Callable[[], Sequence[Item]], *, of_trees: bool) -> None:
+        super().__init__(classes="plain")
+        self._title, self._read, self._of_trees = title, read, of_trees
+        self._all: Sequence[Item] = ()
+        self._items: list[Item] = []
+        self._sort, self._where, self._now = SORTS[0], "", now_us()
+
+    def on_mount(self) -> None:
+        """Reads the cache."""
+        super().on_mount()
+        self.action_reload()
+
+    def on_resize(self, _event: events.Resize) -> None:
+        """Columns follow the width."""
+        self._paint()
+
+    def _paint(self) -> None:
+        cursor = self.lines.cursor
+        self._items = arrange(self._all, where=self._where, sort=self._sort)
+        head = Text(self._title, style="bold", no_wrap=True, overflow="ellipsis")
+        some = f"{len(self._items):,d} of {len(self._all):,d}, by {self._sort}"
+        head.append(
+            f"   {some}" + (f", filter: {self._where}" if self._where else ""), "not bold dim"
+        )
+        if not self._all:
+            head.append("\nno trees here yet: `treerl search quickstart` grows some", "not bold")
+        self.put("#head", head)
+        titles = forest_titles(self.size.width - GUTTER, of_trees=self._of_trees)
+        self.put("#titles", Text("  ", style="dim underline").append_text(titles))
+        self.lines.fill(len(self._items), cursor)
+
+    def draw(self, index: int, width: int) -> Text:
+        """A problem or a tree."""
+        return forest_line(self._items[index], width, now_us=self._now, of_trees=self._of_trees)
+
+    def on_lines_chosen(self) -> None:
+        """Opens the tree, or lists the trees of a problem that has several."""
+        assert isinstance(self.app, InspectApp)
+        item = self._items[self.lines.cursor]
+        if self._of_trees or item.trees == 1:
+            self.app.open_tree(item.newest)
+        else:
+            self.app.list_trees(item)
+
+    def answered(self, text: str) -> None:
+        """A filter; one that is none is said, and the old one stays."""
+        try:
+            arrange((), where=text, sort=self._sort)
+            self._where = text
+        except TreerlError as error:
+            self.notify(str(error), severity="error")
+        self._paint()
+
+    def action_filter(self) -> None:
+        """Asks for a filter."""
+        self.ask(RULES, self._where)
+
+    def action_sort(self) -> None:
+        """By the next order."""
+        self._sort = SORTS[(SORTS.index(self._sort) + 1) % len(SORTS)]
+        self._paint()
+
+    def action_reload(self) -> None:
+        """Reads the cache again: a run may be writing to it."""
+        self._all, self._now = self._read(), now_us()
+        self._paint()
+
+
+class TreeScreen(InspectScreen):
+    """One tree, and the span under the cursor in full."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        key("left", "go('outward')", "fold, then parent", "←", foot=False),
+        key("right", "go('inward')", "unfold, then below", "→", foot=False),
+        key("space", "go('toggle')", "fold"),
+        key("n", "go('right_leaf', 1)", "right leaf"),
+        key("N", "go('right_leaf', -1)", "previous right leaf", foot=False),
+        key("slash", "search", "search", "/"),
+        key("f", "go('search', 1)", "next found", foot=False),
+        key("F", "go('search', -1)", "previous found", foot=False),
+        key("J,shift+down", "go('sibling', 1)", "next sibling", "J", foot=False),
+        key("K,shift+up", "go('sibling', -1)", "previous sibling", "K", foot=False),
+        key("c", "go('toggle_right')", "right paths"),
+        key("x", "go('toggle_small')", "leave small branches out", foot=False),
+        key("1", "pick('paint_by', 1)", "colour", "1-5"),
+        *(key(str(n), f"pick('paint_by', {n})", "colour", "1-5", foot=False) for n in range(2, 6)),
+        key("e", "pick('turn_estimator', 1)", "estimator"),
+        key("E", "pick('turn_estimator', -1)", "previous estimator", foot=False),
+        key("v", "pick('turn_second', 1)", "compare"),
+        key("V", "pick('turn_second', 0)", "compare no more", foot=False),
+        key("h", "pick('turn_heat')", "heat"),
+        key("d", "pick('turn_pane', 'pair')", "diff"),
+        key("D", "pick('turn_pane', 'family')", "all siblings", foot=False),
+        key("t", "pick('toggle_ids')", "token ids", foot=False),
+        key("z", "zoom", "details alone", foot=False),
+        key("y", "copy", "copy the path as text", foot=False),
+        *COMMON,
+    ]
+
+    def __init__(self, state: TreeState) -> None:
+        super().__init__()
+        self.state = state
+        self._timer: Timer | None = None
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Columns follow the width; with room enough the details stand beside the tree."""
+        self.set_class(event.size.width >= WIDE, "wide")
+        self.call_after_refresh(self.paint)
+
+    def paint(self, at: int | None = None) -> None:
+        """Everything anew, with the cursor at a line."""
+        self.put("#head", self.state.header(self.size.width - GUTTER))
+        layout = self.state.layout(self.lines.size.width - GUTTER)
+        self.put("#titles", Text("  ", style="dim underline").append_text(render_titles(layout)))
+        self.lines.fill(len(self.state.lines), self.lines.cursor if at is None else at)
+        self._paint_detail()
+
+    def draw(self, index: int, width: int) -> Text:
+        """A span, or what was left out."""
+        state = self.state
+        layout = state.layout(width)
+        return render_line(state.opened.view, state.lines[index], layout, found=state.found)
+
+    def _paint_detail(self) -> None:
+        pane = self.query_one("#pane", VerticalScroll)
+        self.put("#detail", self.state.details(self.lines.cursor, max(20, pane.size.width - 2)))
+        pane.scroll_home(animate=False)
+
+    def on_lines_moved(self) -> None:
+        """The details follow when the cursor rests."""
+        if self._timer is not None:
+            self._timer.stop()
+        self._timer = self.set_timer(DETAIL_AFTER, self._paint_detail)
+
+    def on_lines_chosen(self) -> None:
+        """Shows what was left out, or the details alone."""
+        if self.state.lines[self.lines.cursor].is_elision:
+            self.action_go("toggle")
+        else:
+            self.action_zoom()
+
+    def answered(self, text: str) -> None:
+        """Searches, from the line below the cursor on."""
+        self.action_go("search_for", text)
+
+    def action_go(self, way: str, *values: Any) -> None:
+        """A way of the state from the cursor to another line."""
+        to = getattr(self.state, way)(self.lines.cursor, *values)
+        if to is None:
+            self.notify(
+                "nothing found" if "search" in way else "no leaf is right", severity="warning"
+            )
+        self.paint(to)
+
+    def action_pick(self, choice: str, *values: Any) -> None:
+        """A choice of the state about what is shown."""
+        getattr(self.state, choice)(*values)
+        self._prepare()
+
+    @work(thread=True, exclusive=True)
+    def _prepare(self) -> None:
+        """Computes what the choices need, in a thread: it may load a policy."""
+        self.state.prepare()
+        self.app.call_from_thread(self.paint)
+
+    def action_search(self) -> None:
+        """Asks what to search for."""
+        self.ask("text of a span or an answer", self.state.found)
+
+    def action_zoom(self) -> None:
+        """The details alone on the screen, or beside the tree again."""
+        if self.maximized is not None:
+            self.action_back()
+        else:
+            self.maximize(self.query_one("#pane"), container=False)
+            self.query_one("#pane").focus()
+        self.call_after_refresh(self._paint_detail)
+
+    def action_copy(self) -> None:
+        """The path to the cursor's span into the terminal's clipboard."""
+        row = self.state.lines[self.lines.cursor].row
+        self.app.copy_to_clipboard(self.state.path_text(row))
+        self.notify(f"the path to span {row} is in the clipboard")
+
+
+class HelpScreen(ModalScreen[None]):
+    """All keys of the screen below, and what the signs mean."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        key("escape,question_mark,q,enter", "app.pop_screen", "back")
+    ]
+
+    def __init__(self, below: Screen[Any]) -> None:
+        super().__init__()
+        self._below = below
+
+    def compose(self) -> ComposeResult:
+        """One table in a box that scrolls."""
+        with VerticalScroll(id="keys"):
+            yield Static(render_keys(self._below))
+
+
+class InspectApp(App[None]):
+    """The inspector over one cache. tree_id: the tree to begin with; None: the forest."""
+
+    CSS_PATH = "app.tcss"
+    ENABLE_COMMAND_PALETTE = False
+
+    def __init__(self, title: str, read: Read, open: Open, *, tree_id: int | None = None) -> None:
+        super().__init__()
+        self._title, self._read, self._open, self._first = title, read, open, tree_id
+
+    def on_mount(self) -> None:
+        """The forest, and the first tree above it."""
+        self.push_screen(ForestScreen(self._title, lambda: self._read(None), of_trees=False))
+        if self._first is not None:
+            self.open_tree(self._first)
+
+    def list_trees(self, item: Item) -> None:
+        """The trees of one problem."""
+        title = f"trees of {item.question.strip()}"
+        self.push_screen(ForestScreen(title, lambda: self._read(item), of_trees=True))
+
+    @work(thread=True, exclusive=True)
+    def open_tree(self, tree_id: int) -> None:
+        """Reads a tree in a thread, then shows it."""
+        self.call_from_thread(self.notify, f"opening tree {tree_id}", timeout=2)
+        try:
+            state = self._open(tree_id)
+            state.prepare()
+        except TreerlError as error:
+            self.call_from_thread(self.notify, str(error), severity="error", timeout=10)
+            return
+        self.call_from_thread(self.push_screen, TreeScreen(state))
+
+    def action_help(self) -> None:
+        """The keys."""
+        self.push_screen(HelpScreen(self.screen))
