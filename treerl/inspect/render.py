@@ -23,6 +23,15 @@ from treerl.search.tree import ROOT
 BAR_CELLS = 8
 SPARK_CELLS = 8
 STRIP_CELLS = 8
+BLOCKS = " " + RISING_BLOCKS
+MARK_STYLES = {
+    RIGHT: "bold green",
+    WRONG: "red",
+    TRUNCATED: "yellow",
+    UNJUDGED: "dim",
+    INNER: "cyan",
+}
+"""Colours of marks where colour carries nothing else (live views)."""
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
