@@ -35,7 +35,7 @@ POINTS = {
     "between two trees of a step": (PUT, 2, False),
     "after the last tree of a step": (PUT, TREES, True),
     "in the search": ("treerl.search.scheduler:_Run.sample", 3, False),
-    "in the update": ("treerl.policy.update:token_logprobs", 2, False),
+    "in the update": ("treerl.policy.update:_optimizer_step", 3, False),
     "between the update and the checkpoint": ("treerl.engine.train:save_checkpoint", 1, False),
     "in the checkpoint": ("treerl.policy.checkpoint:_sync", 4, False),
     "between checkpoint and evaluation": ("treerl.engine.train:save_checkpoint", 1, True),
