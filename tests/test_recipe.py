@@ -127,3 +127,37 @@ def test_broken_toml_names_the_file(tmp_path):
 def test_missing_recipe_lists_the_shipped_ones():
     with pytest.raises(ConfigError, match="quickstart"):
         load_recipe("nonsense")
+
+
+def test_settings_of_the_other_sampler_are_refused_with_the_kind_they_go_with():
+    message = refusal({"sampler": {"vllm": {"block_size": 32}}})
+    assert "sampler.vllm = {'block_size': 32}" in message
+    assert 'sampler.kind = "vllm"' in message
+
+
+def test_unknown_key_of_the_engine_is_named_without_the_kind():
+    message = refusal({"sampler": {"kind": "vllm", "vllm": {"max_num_seqs": 3}}})
+    assert (
+        "sampler.vllm.max_num_seqs = 3: unknown key; treerl's name is sampler.max_batch" in message
+    )
+
+
+def test_unknown_sampler_lists_the_kinds():
+    assert '"transformers" or "vllm"' in refusal({"sampler": {"kind": "sglang"}})
+
+
+def test_samplers_share_their_keys():
+    shared = {"temperature": 0.5, "max_batch": 7}
+    for kind in ("transformers", "vllm"):
+        sampler = parse_recipe({"sampler": {"kind": kind, **shared}}).sampler
+        assert (sampler.kind, sampler.temperature, sampler.max_batch) == (kind, 0.5, 7)
+    assert parse_recipe({"sampler": shared}).sampler.kind == "transformers"
+
+
+@pytest.mark.parametrize("section", ["sampler", "eval"])
+def test_temperatures_that_vllm_would_change_are_refused(section):
+    data = {"sampler": {"kind": "vllm"}, section: {"temperature": 0.001}}
+    data["sampler"]["kind"] = "vllm"
+    message = refusal(data)
+    assert f"{section}.temperature = 0.001" in message
+    assert "0.01 to 2" in message

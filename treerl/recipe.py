@@ -55,6 +55,9 @@ FOREIGN_NAMES: dict[str, str] = {
     "max_off_policy_steps": "replay.max_staleness",
     "max_head_offpolicyness": "replay.max_staleness",
     "model_name_or_path": "policy.model",
+    "gpu_memory_utilization": "sampler.vllm.gpu_memory_utilization",
+    "vllm_gpu_memory_utilization": "sampler.vllm.gpu_memory_utilization",
+    "max_num_seqs": "sampler.max_batch",
     "reward_funcs": 'verifier.target with verifier.kind = "import"',
 }
 """Spellings of verl, TRL, OpenRLHF, prime-rl, SkyRL, slime and AReaL, with treerl's key."""
@@ -121,19 +124,29 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 
 def _explain(error: Any) -> str:
-    tags = {"chain", "file", "dataset", "flat", "cure", "deepsearch", "entropy_top_k"}
-    tags |= {"entropy_window", "random", "reasoning_gym"}
-    location = [str(part) for part in error["loc"]]
-    named = [part for i, part in enumerate(location) if not (i in (1, 2) and part in tags)]
+    named = _without_tags([str(part) for part in error["loc"]])
     key = ".".join(named) or "recipe"
     if error["type"] == "extra_forbidden":
-        other = FOREIGN_NAMES.get(named[-1])
-        hint = (
-            f"treerl's name is {other}"
-            if other and other != key
-            else "`treerl recipe show` lists all"
-        )
-        return f"{key} = {error['input']!r}: unknown key; {hint}"
+        return f"{key} = {error['input']!r}: unknown key; {_hint(key, named[-1])}"
     message = error["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict | BaseModel) else f" = {error['input']!r}"
     return f"{key}{shown}: {message}"
+
+
+def _without_tags(location: list[str]) -> list[str]:
+    """The key of a location, in which pydantic names the kind of a section behind the section."""
+    if location[:2] in (["sampler", "transformers"], ["sampler", "vllm"]):
+        return [location[0], *location[2:]]
+    tags = {"chain", "file", "dataset", "flat", "cure", "deepsearch", "entropy_top_k"}
+    tags |= {"entropy_window", "random", "reasoning_gym"}
+    return [part for i, part in enumerate(location) if not (i in (1, 2) and part in tags)]
+
+
+def _hint(key: str, name: str) -> str:
+    """What to do about an unknown key that ends in `name`."""
+    if key == "sampler.vllm":
+        return 'it goes with sampler.kind = "vllm"'
+    other = FOREIGN_NAMES.get(name)
+    return (
+        f"treerl's name is {other}" if other and other != key else "`treerl recipe show` lists all"
+    )

@@ -110,5 +110,9 @@ def _sampler_kind(value: Any) -> str:
 
 AnySampler = Annotated[
     Annotated[TransformersSettings, Tag("transformers")] | Annotated[VllmSettings, Tag("vllm")],
-    Discriminator(_sampler_kind),
+    Discriminator(
+        _sampler_kind,
+        custom_error_type="sampler_kind",
+        custom_error_message='sampler.kind must be "transformers" or "vllm"',
+    ),
 ]

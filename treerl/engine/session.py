@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
-from treerl.config import Recipe, SamplerSettings
+from treerl.config import Recipe
 from treerl.engine.folder import replay_url, run_paths
+from treerl.engine.samplers import LiveSampler, SamplerSource
 from treerl.errors import ConfigError
 from treerl.policy.model import Policy, load_policy
 from treerl.problem import Problem
 from treerl.replay.store import Store
-from treerl.samplers.transformers import TransformersSampler
+from treerl.samplers.vllm_engine import require_vllm
 from treerl.search.sampler import Sampler
 from treerl.search.strategy import Strategy, make_strategy
 from treerl.tasks.load import TaskData, load_task
@@ -33,6 +34,8 @@ class Session:
     ) -> None:
         self.recipe = recipe
         self.paths = run_paths(recipe)
+        if recipe.sampler.kind == "vllm":
+            require_vllm()
         if recipe.policy.threads is not None:
             torch.set_num_threads(recipe.policy.threads)
         self.task: TaskData = load_task(recipe.task)
@@ -45,9 +48,10 @@ class Session:
                 self.store = opened.enter_context(Store.open(replay_url(recipe)))
             self.pool: VerifierPool = opened.enter_context(VerifierPool(recipe.verifier))
             self.policy: Policy = load_policy(settings)
-            self.sampler = self.make_sampler(recipe.sampler)
-            self.strategy: Strategy = make_strategy(recipe.search, self.decode_each)
             self.max_prompt = self._max_prompt()
+            self.samplers = SamplerSource(self.policy, recipe.sampler, opened)
+            self.sampler: LiveSampler = self.samplers.make(recipe.sampler)
+            self.strategy: Strategy = make_strategy(recipe.search, self.decode_each)
             self._exit = opened.pop_all()
 
     def __enter__(self) -> Self:
@@ -61,21 +65,10 @@ class Session:
     ) -> None:
         self._exit.close()
 
-    def make_sampler(self, settings: SamplerSettings) -> TransformersSampler:
-        """A sampler over the live weights."""
-        tokenizer = self.policy.tokenizer
-        return TransformersSampler(
-            self.policy.model,
-            settings=settings,
-            stop_token_ids=stop_tokens(self.policy),
-            pad_token_id=tokenizer.pad_token_id or 0,
-            device=self.policy.device,
-        )
-
     def eval_sampler(self, temperature: float) -> Sampler:
-        """A sampler for evaluation: same limits, its own temperature, no truncation."""
+        """A sampler for evaluation over the same weights: same limits, its own temperature, no truncation."""
         changes = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
-        return self.make_sampler(self.recipe.sampler.model_copy(update=changes))
+        return self.samplers.make(self.recipe.sampler.model_copy(update=changes))
 
     def prompts(self, problems: Sequence[Problem]) -> list[tuple[int, ...] | None]:
         """Prompt token ids of each problem; None where longer than `max_prompt`."""
@@ -118,11 +111,3 @@ class Session:
         tokenizer = self.policy.tokenizer
         special = set(tokenizer.all_special_ids)
         return ["" if t in special else str(tokenizer.decode([t])) for t in tokens]
-
-
-def stop_tokens(policy: Any) -> tuple[int, ...]:
-    """EOS ids of the model's generation settings and of its tokenizer."""
-    configured = policy.model.generation_config.eos_token_id
-    found = set(configured if isinstance(configured, list) else [configured])
-    found.add(policy.tokenizer.eos_token_id)
-    return tuple(sorted(int(token) for token in found if token is not None))

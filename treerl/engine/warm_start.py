@@ -12,7 +12,8 @@ from treerl.config import Recipe
 from treerl.engine.display import Display
 from treerl.engine.evaluation import Evaluated, evaluate_session
 from treerl.engine.run import provenance
-from treerl.engine.session import Session, stop_tokens
+from treerl.engine.samplers import stop_tokens
+from treerl.engine.session import Session
 from treerl.errors import ConfigError, DataError
 from treerl.inspect.render import render_mapping
 from treerl.policy.sft import Example, SftProgress, SftSettings, sft

@@ -26,6 +26,8 @@ ENTROPY_ID = -7
 WORKER = "treerl.samplers.vllm_worker.WorkerExtension"
 CPU_CACHE_GIB = 1.0
 CPU_BLOCK = 32
+_CPU_STEP_TOKENS = 4096
+"""Tokens of one pass of the model, at least."""
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -93,7 +95,6 @@ class VllmEngine:
         max_length: int,
         max_batch: int,
         dtype: torch.dtype,
-        device: torch.device | str = "cpu",
         **options: Any,
     ) -> None:
         require_vllm()
@@ -103,11 +104,12 @@ class VllmEngine:
         self._internal: dict[str, str] = {}
         self._deliver: dict[str, Deliver] = {}
         self._owns_group = not torch.distributed.is_initialized()
-        arguments = _arguments(settings, torch.device(device).type == "cpu", dtype)
-        arguments |= {"model": str(folder), "max_model_len": max_length, "max_num_seqs": max_batch}
+        limits = {"max_model_len": max_length, "max_num_seqs": max_batch}
         try:
             with _undisturbed():
-                self.llm_engine: Any = _start(arguments | options)
+                self.llm_engine: Any = _start(
+                    settings, dtype, {"model": str(folder), **limits, **options}
+                )
         except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
             raise SamplerError(
                 f"vLLM's engine does not start on {folder}: {error}\nThe keys under [sampler.vllm] "
@@ -223,7 +225,7 @@ class VllmEngine:
             destroy_distributed_environment()
 
 
-def _arguments(settings: EngineSettings, on_cpu: bool, dtype: torch.dtype) -> dict[str, Any]:
+def _fields(settings: EngineSettings, dtype: torch.dtype, *, on_cpu: bool) -> dict[str, Any]:
     """Fields of EngineArgs that the recipe decides."""
     cache_gib, block, eager = settings.kv_cache_gib, settings.block_size, settings.enforce_eager
     if on_cpu:
@@ -241,22 +243,32 @@ def _arguments(settings: EngineSettings, on_cpu: bool, dtype: torch.dtype) -> di
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
         "disable_log_stats": True,
+        "use_tqdm_on_load": False,
         "seed": 0,
         "worker_extension_cls": WORKER,
     }
 
 
-def _start(arguments: dict[str, Any]) -> Any:
+def _start(settings: EngineSettings, dtype: torch.dtype, options: dict[str, Any]) -> Any:
     """A vLLM engine in this process."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     os.environ.update(_ENVIRONMENT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about vLLM's own code, when it is imported
         from vllm.engine.arg_utils import EngineArgs
+        from vllm.platforms import current_platform
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+        on_cpu = current_platform.is_cpu()
+        fields = _fields(settings, dtype, on_cpu=on_cpu) | options
+        if on_cpu:
+            # vLLM rewinds the generator of a request whose prompt it runs in parts, and those of a CPU cannot
+            # be. So prompts run whole, and the budget of a step has room for any.
+            fields["enable_chunked_prefill"] = False
+            room = fields["max_model_len"] + fields["max_num_seqs"]
+            fields["max_num_batched_tokens"] = max(_CPU_STEP_TOKENS, room)
+        return LLMEngine.from_engine_args(EngineArgs(**fields))
 
 
 @contextlib.contextmanager
