@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-import sqlalchemy as sa
 
+from tests.support_plans import table_scans
 from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, span, star_tree
 from treerl.problem import Problem
 from treerl.replay.bound import ReadBound
@@ -15,8 +15,8 @@ PROMPT = np.array([1, 9, 3], np.int32)
 
 
 @pytest.fixture
-def store():
-    with Store.open("sqlite://") as store:
+def store(any_url):
+    with Store.open(any_url) as store:
         yield store
 
 
@@ -176,14 +176,7 @@ def test_no_hot_query_scans_a_table(store):
     """The plan of the look-up by prompt uses indices alone, filled tables or not."""
     for number in range(3):
         put(store, store.start_run(f"a{number}", {}), ([4, 2], [5, number, 2]), (1.0, 1.0))
-    plans = []
-
-    def explain(connection, cursor, statement, parameters, context, executemany):
-        if statement.startswith("SELECT"):
-            plans.extend(cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters).fetchall())
-
-    sa.event.listen(store.engine, "before_cursor_execute", explain)
-    assert len(find(store, "b", max_staleness=3)) == 4
-    steps = [detail for *_, detail in plans]
-    assert any("SEARCH draw" in step for step in steps)
-    assert [step for step in steps if step.startswith("SCAN")] == []
+    position = store.position()
+    with table_scans(store) as scans:
+        assert len(find(store, "b", max_staleness=3, position=position)) == 4
+    assert scans == []

@@ -1,4 +1,5 @@
 import pytest
+import sqlalchemy as sa
 
 from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, span, star_tree
 from treerl.problem import Problem
@@ -11,8 +12,8 @@ from treerl.verifiers.verdict import Verdict
 
 
 @pytest.fixture
-def store():
-    with Store.open("sqlite://") as store:
+def store(any_url):
+    with Store.open(any_url) as store:
         first, second = store.start_run("a", {}), store.start_run("b", {})
         tree, texts = star_tree(leaves=([4, 5, 2], [6, 2]), rewards=(1.0, 0.0))
         store.put_tree(first, tree, step=0, problem=PROBLEM, provenance=provenance(), texts=texts)
@@ -74,8 +75,8 @@ def test_problems_are_listed_with_their_fresh_leaves(store):
     assert len(problems(store, limit=1)) == 1
 
 
-def test_stats_of_an_empty_cache():
-    with Store.open("sqlite://") as store:
+def test_stats_of_an_empty_cache(any_url):
+    with Store.open(any_url) as store:
         found = stats(store)
         assert (found.trees, found.tokens, found.runs) == (0, 0, ())
         assert problems(store) == []
@@ -101,7 +102,8 @@ def test_flipped_bit_is_found(store, table, column, message):
             f"SELECT id, {column} FROM {table} ORDER BY id DESC"
         ).first()
         flipped = bytes([data[0] ^ 1]) + data[1:]
-        connection.exec_driver_sql(f"UPDATE {table} SET {column} = ? WHERE id = ?", (flipped, row))
+        statement = sa.text(f"UPDATE {table} SET {column} = :flipped WHERE id = :row")
+        connection.execute(statement, {"flipped": flipped, "row": row})
     assert any(message in line and line.startswith("tree 4") for line in check(store))
 
 

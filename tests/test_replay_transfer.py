@@ -8,6 +8,7 @@ from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, s
 from treerl.errors import DataError
 from treerl.problem import Problem
 from treerl.replay.bound import ReadBound
+from treerl.replay.keys import VerifierRef
 from treerl.replay.reuse import Asked, cached_solutions
 from treerl.replay.store import Store
 from treerl.replay.transfer import Imported, export_solutions, import_solutions
@@ -37,18 +38,18 @@ def fill(store, name="a", seed=1):
     )
 
 
-def test_export_import_export_is_byte_equal(tmp_path):
-    with Store.open("sqlite://") as store:
+def test_export_import_export_is_byte_equal(new_url, tmp_path):
+    with Store.open(new_url()) as store:
         fill(store)
         text = exported(store)
     path = write(tmp_path / "a.jsonl", text)
-    with Store.open("sqlite://") as store:
+    with Store.open(new_url()) as store:
         assert import_solutions(store, path) == Imported(solutions=6, draws=8, new_draws=8)
         assert exported(store) == text
 
 
-def test_lines_are_sorted_and_self_contained(tmp_path):
-    with Store.open("sqlite://") as store:
+def test_lines_are_sorted_and_self_contained(new_url, tmp_path):
+    with Store.open(new_url()) as store:
         fill(store)
         lines = exported(store).splitlines()
     records = [json.loads(line) for line in lines[1:]]
@@ -60,8 +61,8 @@ def test_lines_are_sorted_and_self_contained(tmp_path):
     assert twice["verdicts"][0]["verifier"]["name"] == "chain"
 
 
-def test_importing_twice_changes_nothing(tmp_path):
-    with Store.open("sqlite://") as store:
+def test_importing_twice_changes_nothing(new_url, tmp_path):
+    with Store.open(new_url()) as store:
         fill(store)
         text = exported(store)
         path = write(tmp_path / "a.jsonl", text)
@@ -70,15 +71,15 @@ def test_importing_twice_changes_nothing(tmp_path):
         assert len(store.runs()) == 1
 
 
-def test_files_of_two_caches_merge_in_either_order(tmp_path):
+def test_files_of_two_caches_merge_in_either_order(new_url, tmp_path):
     texts = []
     for name, seed in (("a", 1), ("b", 5)):
-        with Store.open("sqlite://") as store:
+        with Store.open(new_url()) as store:
             fill(store, name, seed)
             texts.append(exported(store))
     merged = []
     for order in (texts, texts[::-1]):
-        with Store.open("sqlite://") as store:
+        with Store.open(new_url()) as store:
             for number, text in enumerate(order):
                 import_solutions(store, write(tmp_path / f"{number}.jsonl", text))
             merged.append(exported(store))
@@ -86,15 +87,15 @@ def test_files_of_two_caches_merge_in_either_order(tmp_path):
     assert len(merged[0].splitlines()) > len(texts[0].splitlines())
 
 
-def test_imported_solutions_can_be_used(tmp_path):
+def test_imported_solutions_can_be_used(new_url, tmp_path):
     asked = [Asked(PROBLEM, np.array([1, 9, 3], np.int32))]
     options = {"tokenizer": "chars", "verifier": VERIFIER, "max_per_problem": 9}
     found = []
-    with Store.open("sqlite://") as store:
+    with Store.open(new_url()) as store:
         fill(store)
         found += cached_solutions(store, asked, bound=ReadBound("x", store.position()), **options)
         path = write(tmp_path / "a.jsonl", exported(store))
-    with Store.open("sqlite://") as store:
+    with Store.open(new_url()) as store:
         import_solutions(store, path)
         found += cached_solutions(store, asked, bound=ReadBound("x", store.position()), **options)
     ours, theirs = found
@@ -103,8 +104,8 @@ def test_imported_solutions_can_be_used(tmp_path):
     assert ours[0].verdict == theirs[0].verdict
 
 
-def test_foreign_hash_scheme_and_foreign_files_are_refused(tmp_path):
-    with Store.open("sqlite://") as store:
+def test_foreign_hash_scheme_and_foreign_files_are_refused(new_url, tmp_path):
+    with Store.open(new_url()) as store:
         fill(store)
         text = exported(store)
         foreign = text.replace("blake2b-128/lp1", "sha256/x", 1)
@@ -129,15 +130,42 @@ def test_foreign_hash_scheme_and_foreign_files_are_refused(tmp_path):
         ('"finish":"stop"', '"finish":"never"', "not a solution"),
     ],
 )
-def test_damaged_line_is_named(tmp_path, old, new, message):
-    with Store.open("sqlite://") as store:
+def test_damaged_line_is_named(new_url, tmp_path, old, new, message):
+    with Store.open(new_url()) as store:
         fill(store)
         header, *lines = exported(store).splitlines(keepends=True)
     line = next(line for line in lines if '"tokens":[7,2]' in line)
     assert old in line
     path = write(tmp_path / "a.jsonl", header + lines[0] + line.replace(old, new))
     with (
-        Store.open("sqlite://") as store,
+        Store.open(new_url()) as store,
         pytest.raises(DataError, match=rf"a.jsonl:3: .*{message}"),
     ):
         import_solutions(store, path)
+
+
+def test_imported_verdicts_are_not_read_by_a_run_that_started_before(new_url, tmp_path):
+    asked = [Asked(PROBLEM, np.array([1, 9, 3], np.int32))]
+    later = VerifierRef("chain", "2")
+    with Store.open(new_url()) as store:
+        tree, texts = star_tree()
+        run = store.start_run("a", {})
+        source = provenance(verifier=later)
+        store.put_tree(run, tree, step=0, problem=PROBLEM, provenance=source, texts=texts)
+        path = write(tmp_path / "a.jsonl", exported(store))
+    with Store.open(new_url()) as store:
+        run = store.start_run("a", {})
+        tree, texts = star_tree()
+        store.put_tree(run, tree, step=0, problem=PROBLEM, provenance=provenance(), texts=texts)
+        before = store.position()
+        import_solutions(store, path)
+        for position, expected in ((before, 0), (store.position(), 1)):
+            (found,) = cached_solutions(
+                store,
+                asked,
+                tokenizer="chars",
+                verifier=later,
+                bound=ReadBound("x", position),
+                max_per_problem=9,
+            )
+            assert len(found) == expected

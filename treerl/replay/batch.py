@@ -17,6 +17,7 @@ from treerl.replay.entry import (
     tuples,
     verifier_row,
 )
+from treerl.replay.position import enter
 from treerl.replay.rows import Row, TreeRows
 
 FactIds = dict[tuple[str, bytes], int]
@@ -117,6 +118,7 @@ class TreesEntry:
     def _enter(
         self, new: Mapping[TreeName, TreeRows], prompts: Mapping[bytes, int]
     ) -> dict[TreeName, int]:
+        enter(self.connection)
         trees = list(new.values())
         prompt_ids = [prompts[data.prompt["key"]] for data in trees]
         ids = self._trees(new, prompt_ids)

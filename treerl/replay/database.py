@@ -1,7 +1,9 @@
-"""Opening replay databases: pragmas, creation and version check in one transaction, errors in plain words.
+"""Opening replay databases: settings of each kind, creation and version check in one transaction.
 
 SQLite runs in WAL mode with one writer at a time: write transactions start with BEGIN IMMEDIATE, so that a
-reader never upgrades and dies. Upgrading is never done by opening; `upgrade` is its own command.
+reader never upgrades and dies. PostgreSQL reads in REPEATABLE READ, so that all queries of a transaction see
+one state there too, and waits for locks no longer than SQLite. Upgrading is never done by opening; `upgrade`
+is its own command. What goes wrong is put in plain words by treerl.replay.faults.
 """
 
 import logging
@@ -21,12 +23,14 @@ from treerl import __version__
 from treerl.canon import HASH_SCHEME
 from treerl.errors import SchemaMismatch, StoreError
 from treerl.replay import schema
+from treerl.replay.faults import BUSY_TIMEOUT_MS, errors, shown
 
 log = logging.getLogger(__name__)
 
-BUSY_TIMEOUT_MS = 30_000
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
+CONNECT_TIMEOUT_S = 10
 _WRITE = "treerl_write"
+_CREATION_LOCK = 0x7EE71
 
 
 def parse_url(url: str) -> sa.URL:
@@ -34,9 +38,14 @@ def parse_url(url: str) -> sa.URL:
     if not re.match(r"[a-z0-9+_]{2,}:|:", url):
         url = f"sqlite:///{url}"
     try:
-        return sa.make_url(url)
+        parsed = sa.make_url(url)
     except exc.ArgumentError:
-        raise StoreError(f"not a database URL: {url!r}; give a file, or sqlite:///PATH") from None
+        raise StoreError(
+            f"not a database URL: {url!r}; give a file, sqlite:///PATH or postgresql://HOST/NAME"
+        ) from None
+    if parsed.drivername in ("postgres", "postgresql"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    return parsed
 
 
 def sqlite_path(url: sa.URL) -> Path | None:
@@ -57,7 +66,7 @@ def connect(url: str, *, create: bool = True) -> sa.Engine:
         with errors(url), reading(engine) as connection:
             found = _check(connection, url)
         if not found and not create:
-            raise StoreError(f"the database {url} is empty: no replay cache was made in it")
+            raise StoreError(f"the database {shown(url)} is empty: no replay cache was made in it")
         if not found:
             with errors(url), writing(engine) as connection:
                 _create(connection, url)
@@ -76,19 +85,40 @@ def raw_engine(url: str, *, create: bool) -> sa.Engine:
             _make_folder(path)
         elif not path.is_file():
             raise StoreError(f"no replay database at {path}")
-    options: dict[str, Any] = {}
-    if parsed.get_backend_name() == "sqlite":
-        options["connect_args"] = {"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False}
-        if path is None:
-            options["poolclass"] = StaticPool
     try:
-        engine = sa.create_engine(parsed, **options)
+        engine = sa.create_engine(parsed, **_options(parsed, path))
+    except ModuleNotFoundError as error:
+        if error.name != "psycopg":
+            raise StoreError(f"cannot open {shown(url)}: {error}") from None
+        raise StoreError(
+            "PostgreSQL needs the driver psycopg: run `pip install 'treerl[postgres]'`"
+        ) from None
     except (exc.ArgumentError, ImportError) as error:
-        raise StoreError(f"cannot open {url}: {error}") from None
+        raise StoreError(f"cannot open {shown(url)}: {error}") from None
     if parsed.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _on_connect)
         event.listen(engine, "begin", _on_begin)
     return engine
+
+
+def _options(url: sa.URL, path: Path | None) -> dict[str, Any]:
+    """What `create_engine` is told for this kind of database."""
+    match url.get_backend_name():
+        case "sqlite":
+            arguments: dict[str, Any] = {
+                "timeout": BUSY_TIMEOUT_MS / 1000,
+                "check_same_thread": False,
+            }
+            shared = {"poolclass": StaticPool} if path is None else {}
+            return {"connect_args": arguments, **shared}
+        case "postgresql":
+            arguments = {"connect_timeout": CONNECT_TIMEOUT_S, "application_name": "treerl"}
+            arguments["options"] = (
+                f"-c lock_timeout={BUSY_TIMEOUT_MS} {url.query.get('options', '')}"
+            )
+            # A connection that died while nobody used it is replaced.
+            return {"connect_args": arguments, "pool_pre_ping": True}
+    return {}
 
 
 def _make_folder(path: Path) -> None:
@@ -146,8 +176,13 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One read transaction: all queries see one state of the database."""
-    with engine.connect() as connection, connection.begin():
-        yield connection
+    with engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execution_options(
+                isolation_level="REPEATABLE READ", postgresql_readonly=True
+            )
+        with connection.begin():
+            yield connection
 
 
 # Versions ------------------------------------------------------------------------------------------------
@@ -175,7 +210,7 @@ def _check(connection: sa.Connection, url: str) -> bool:
     scheme = connection.execute(sa.select(schema.meta.c.hash_scheme)).scalar()
     if scheme != HASH_SCHEME:
         raise SchemaMismatch(
-            f"the replay cache {url} uses hash scheme {scheme}, this treerl {HASH_SCHEME}: its keys "
+            f"the replay cache {shown(url)} uses hash scheme {scheme}, this treerl {HASH_SCHEME}: its keys "
             "cannot be compared; give another replay.url"
         )
     return True
@@ -183,6 +218,8 @@ def _check(connection: sa.Connection, url: str) -> bool:
 
 def _create(connection: sa.Connection, url: str) -> None:
     """All tables and the stamp in one transaction, unless another process was faster."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATION_LOCK)))
     if not _check(connection, url):
         schema.metadata.create_all(connection)
         _stamp(connection)
@@ -203,11 +240,11 @@ def check_revision(found: str, url: str) -> None:
     if found in schema.REVISIONS:
         raise SchemaMismatch(
             f"the replay cache is at schema {found}, this treerl needs {newest}: run "
-            f"`treerl replay upgrade {url}`"
+            f"`treerl replay upgrade {shown(url)}`"
         )
     raise SchemaMismatch(
-        f"the replay cache {url} is at schema {found}, which this treerl (schema {newest}) does not know: "
-        "it was made by a newer version; run `pip install --upgrade treerl`"
+        f"the replay cache {shown(url)} is at schema {found}, which this treerl (schema {newest}) does not "
+        "know: it was made by a newer version; run `pip install --upgrade treerl`"
     )
 
 
@@ -220,52 +257,12 @@ def upgrade(url: str) -> tuple[str, str]:
         with errors(url), writing(engine) as connection:
             found = revision(connection)
             if found is None:
-                raise StoreError(f"the database {url} is empty: no replay cache was made in it")
+                raise StoreError(
+                    f"the database {shown(url)} is empty: no replay cache was made in it"
+                )
             if found not in schema.REVISIONS:
                 check_revision(found, url)
             upgrade_to_head(connection)
     finally:
         engine.dispose()
     return found, schema.REVISIONS[-1]
-
-
-# Errors --------------------------------------------------------------------------------------------------
-
-_LOCKED = (
-    f"another process has held the database locked for {BUSY_TIMEOUT_MS // 1000} s; end it or wait"
-)
-_ADVICE = {
-    "SQLITE_FULL": "the disk is full; free some space and go on: everything stored so far is intact",
-    "SQLITE_BUSY": _LOCKED,
-    "SQLITE_LOCKED": _LOCKED,
-    "SQLITE_READONLY": "it is read-only; check the rights of the file and of its folder",
-    "SQLITE_PERM": "access is denied; check the rights of the file and of its folder",
-    "SQLITE_CANTOPEN": "it cannot be opened; check the path and the rights of its folder",
-    "SQLITE_NOTADB": "the file is not a SQLite database; give another replay.url",
-    "SQLITE_CORRUPT": "the file is damaged; save what is left with `sqlite3 FILE .recover`",
-    "SQLITE_IOERR": "the disk reports an error",
-    "SQLITE_CONSTRAINT": "a row breaks a rule of the schema",
-}
-
-
-@contextmanager
-def errors(url: str) -> Iterator[None]:
-    """Turns what the database driver raises into a StoreError that says what helps."""
-    try:
-        yield
-    except exc.DBAPIError as error:
-        raise StoreError(_explain(url, error.orig)) from error
-    except sqlite3.Error as error:
-        raise StoreError(_explain(url, error)) from error
-    except UnicodeEncodeError as error:
-        raise StoreError(
-            f"replay database {url}: a text to be stored has half a surrogate pair: {error}"
-        ) from error
-    except exc.SQLAlchemyError as error:
-        raise StoreError(f"replay database {url}: {error}") from error
-
-
-def _explain(url: str, error: BaseException | None) -> str:
-    name = getattr(error, "sqlite_errorname", "")
-    advice = next((text for code, text in _ADVICE.items() if name.startswith(code)), None)
-    return f"replay database {url}: {error}" + (f": {advice}" if advice else "")

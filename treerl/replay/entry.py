@@ -16,6 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from treerl.replay import schema
 from treerl.replay.keys import VerifierRef
 from treerl.replay.rows import Columns, Row
+from treerl.replay.schema import Words
 
 CHUNK = 400
 """Keys in one IN list; SQLite before 3.32 takes 999 parameters."""
@@ -119,10 +120,19 @@ def _execute_many(
 
     SQLAlchemy would turn each row into a dict and back, which costs more than the database does.
     """
-    if rows:
-        connection.exec_driver_sql(
-            _text(connection.dialect.name, connection.dialect.driver, statement, names), rows
-        )
+    if not rows:
+        return
+    dialect = connection.dialect
+    written = {
+        at for at, name in enumerate(names) if isinstance(statement.table.c[name].type, Words)
+    }
+    if written and dialect.name == "postgresql":
+        escape = Words().process_bind_param
+        rows = [
+            tuple(escape(v, dialect) if at in written else v for at, v in enumerate(row))
+            for row in rows
+        ]
+    connection.exec_driver_sql(_text(dialect.name, dialect.driver, statement, names), list(rows))
 
 
 @cache

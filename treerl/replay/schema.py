@@ -18,6 +18,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    TypeDecorator,
     UniqueConstraint,
 )
 
@@ -47,6 +49,30 @@ metadata = MetaData(
 # SQLite gives only INTEGER PRIMARY KEY the rowid.
 _Big = BigInteger().with_variant(Integer, "sqlite")
 _MAX_REWARD = "1e6"
+
+
+class Words(TypeDecorator[str]):
+    """Text that a model or a data set wrote; PostgreSQL, which refuses NUL in text, gets it escaped."""
+
+    impl = Text
+    cache_ok = True
+    _escapes = (("\U0010ffff", "\U0010ffff1"), ("\x00", "\U0010ffff0"))
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Escapes what would not pass."""
+        if value is None or dialect.name != "postgresql":
+            return value
+        for plain, escaped in self._escapes:
+            value = value.replace(plain, escaped)
+        return value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> str | None:
+        """The text as it was."""
+        if value is None or dialect.name != "postgresql":
+            return value
+        for plain, escaped in reversed(self._escapes):
+            value = value.replace(escaped, plain)
+        return value
 
 
 def _id() -> "Column[Any]":
@@ -84,8 +110,8 @@ problem = Table(
     _id(),
     _key(),
     Column("kind", Text, nullable=False),
-    Column("question", Text, nullable=False),
-    Column("truth", Text, nullable=False),
+    Column("question", Words, nullable=False),
+    Column("truth", Words, nullable=False),
     Column("columns", Text, nullable=False),
 )
 
@@ -124,7 +150,7 @@ solution = Table(
     _key("path_key"),
     _ref("prompt_id", "prompt.id", index=True),
     _int("n_tokens"),
-    Column("text", Text),
+    Column("text", Words),
 )
 
 policy = Table(
@@ -237,7 +263,7 @@ verdict = Table(
     _ref("verifier_id", "verifier.id"),
     Column("outcome", String(8), nullable=False),
     Column("reward", Double),
-    Column("answer", Text),
+    Column("answer", Words),
     Column("detail", Text),
     Column("seconds", Double, nullable=False),
     _int("position"),
@@ -269,7 +295,7 @@ visit = Table(
     Column("reward", Double),
     Column("advantage", Double),
     Column("outcome", String(8)),
-    Column("answer", Text),
+    Column("answer", Words),
     Column("detail", Text),
     Column("seconds", Double),
     PrimaryKeyConstraint("tree_id", "row"),

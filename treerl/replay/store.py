@@ -21,9 +21,10 @@ from sqlalchemy.pool import StaticPool
 from treerl.canon import canonical_json
 from treerl.errors import StoreError
 from treerl.problem import Problem
-from treerl.replay import database, rows, schema
+from treerl.replay import database, position, rows, schema
 from treerl.replay.batch import TreesEntry
 from treerl.replay.entry import now_us
+from treerl.replay.faults import errors, shown
 from treerl.replay.keys import Provenance, problem_key
 from treerl.search.tree import Tree
 
@@ -112,13 +113,13 @@ class Store:
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One write transaction; database errors come out as StoreError."""
-        with self._turn, database.errors(self.url), database.writing(self.engine) as connection:
+        with self._turn, errors(self.url), database.writing(self.engine) as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """One read transaction; database errors come out as StoreError."""
-        with self._turn, database.errors(self.url), database.reading(self.engine) as connection:
+        with self._turn, errors(self.url), database.reading(self.engine) as connection:
             yield connection
 
     # Runs -----------------------------------------------------------------------------------------------
@@ -162,9 +163,9 @@ class Store:
             ]
 
     def position(self) -> int:
-        """Id of the newest tree (0: none): bounds what a run started now may read from others."""
+        """The newest id of a tree (0: none): bounds what a run started now may read from others."""
         with self.read() as connection:
-            return newest_tree(connection)
+            return position.last(connection)
 
     # Writing --------------------------------------------------------------------------------------------
 
@@ -285,7 +286,7 @@ class Store:
         with self.read() as connection:
             info = connection.execute(_tree_infos().where(tree.c.id == tree_id)).first()
             if info is None:
-                raise StoreError(f"there is no tree {tree_id} in {self.url}")
+                raise StoreError(f"there is no tree {tree_id} in {shown(self.url)}")
             draws = connection.execute(_draws_of(tree_id)).mappings().all()
             seen = connection.execute(visits).mappings().all()
             first = connection.execute(head).mappings().one()
@@ -305,11 +306,6 @@ def new_run_id() -> str:
     """A ULID: 26 characters that sort by time of creation."""
     value = (now_us() // 1000) << 80 | int.from_bytes(os.urandom(10), "big")
     return "".join(_CROCKFORD[(value >> shift) & 31] for shift in range(125, -1, -5))
-
-
-def newest_tree(connection: sa.Connection) -> int:
-    """Id of the newest tree, 0 if there is none."""
-    return int(connection.execute(sa.select(sa.func.max(schema.tree.c.id))).scalar() or 0)
 
 
 def _free_name(connection: sa.Connection, name: str) -> str:

@@ -26,7 +26,8 @@ from treerl.replay import schema
 from treerl.replay.entry import chunks, fact_ids, put_verdicts, verifier_row
 from treerl.replay.keys import PolicyRef, Provenance, VerifierRef, path_key, problem_key, prompt_key
 from treerl.replay.paths import Arrays, chain, draw_arrays, join, tree_shapes
-from treerl.replay.store import Store, newest_tree
+from treerl.replay.position import tick
+from treerl.replay.store import Store
 from treerl.search.sampler import Finish, Span
 from treerl.search.tree import ROOT, Tree
 
@@ -333,7 +334,7 @@ def _put_verdicts(store: Store, batch: Sequence[Record]) -> None:
         return
     with store.write() as connection:
         ids = _solution_ids(connection, [bytes.fromhex(record["path_key"]) for record in batch])
-        position = newest_tree(connection)
+        position = tick(connection)
         verifiers = fact_ids(
             connection, schema.verifier, {key: verifier_row(j) for key, j in judges.items()}
         )
