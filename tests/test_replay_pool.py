@@ -101,9 +101,9 @@ def test_items_and_uses_of_this_step_and_later_are_not_seen():
 
 
 @pytest.fixture
-def filled():
+def filled(any_url):
     """A run with three trees of one step and draws 1, 2 | 3, 4 | 5, 6."""
-    with Store.open("sqlite://") as store:
+    with Store.open(any_url) as store:
         run = store.start_run("a", {})
         for number in range(3):
             tree, texts = star_tree(seed=number, leaves=([number + 4, 2], [9, number, 2]))

@@ -22,8 +22,8 @@ PROMPT = np.array([1, 9, 3], np.int32)
 
 
 @pytest.fixture
-def store():
-    with Store.open("sqlite://") as store:
+def store(any_url):
+    with Store.open(any_url) as store:
         yield store
 
 
