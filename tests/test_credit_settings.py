@@ -173,7 +173,7 @@ def test_summary():
         "dropped": 1,
         "rows": 6,
         "tokens": 16,
-        "rejected": 0.0,
-        "leaf_ess": np.nan,  # no weights of leaves
+        "rejected": np.nan,  # no weights on rows
+        "leaf_ess": np.nan,
     }
     assert dataclasses.asdict(summary) == pytest.approx(expected, nan_ok=True)
