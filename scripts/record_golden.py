@@ -1,16 +1,18 @@
-"""Records the golden trees of the search tests anew: tests/golden/search_*.json.
+"""Records the golden trees of the search tests and the inspector's screens anew: tests/golden/.
 
-Run it only after a change that is meant to alter searches, and read the diff:
+Run it only after a change that is meant to alter searches or what is shown of them, and read the diff:
 `python scripts/record_golden.py`
 """
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from tests.support_inspect import snapshots  # noqa: E402
 from tests.support_search import GOLDEN, golden_record  # noqa: E402
 
 
@@ -32,6 +34,10 @@ def main() -> None:
         path = folder / f"search_{name}.json"
         path.write_text(text, encoding="utf-8")
         print(path.relative_to(ROOT), len(text), "bytes")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, text in snapshots(Path(scratch)).items():
+            (folder / f"inspect_{name}.txt").write_text(text, encoding="utf-8")
+            print(f"tests/golden/inspect_{name}.txt", len(text), "characters")
 
 
 if __name__ == "__main__":

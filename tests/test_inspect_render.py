@@ -6,48 +6,17 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from tests.support_inspect import decode, grow, small_tree, text_of
 from treerl.inspect.model import as_json, view_tree
 from treerl.inspect.render import render_rows, render_tree, sparkline
-from treerl.search.sampler import Finish, Span
-from treerl.search.tree import ROOT, Tree
+from treerl.search.sampler import Finish
+from treerl.search.tree import ROOT
 from treerl.verifiers.verdict import Verdict
-
-
-def span(text, finish, logprob=-0.5, entropy=0.25):
-    ids = np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-    column = np.ones(len(ids), np.float32)
-    return Span(ids, logprob * column, entropy * column, 0, finish)
-
-
-def decode(tokens):
-    return bytes(tokens).decode()
-
-
-def grow(tree, node, text, finish, verdict=None, **columns):
-    request = tree.request(node, 1)
-    row = tree.append(request, 0, span(text, finish, **columns))
-    if verdict is not None:
-        tree.judge(row, verdict)
-    return row
 
 
 @pytest.fixture
 def tree():
-    """Root with an inner span that has a right and a wrong end, a cut-off leaf and a timed-out one."""
-    tree = Tree(list(b"2*3="), seed=1, max_completion_length=40)
-    inner = grow(tree, ROOT, "3+3", Finish.CUT)
-    grow(tree, inner, "=6.", Finish.STOP, Verdict("scored", 1.0, "6"))
-    grow(tree, inner, "=7.", Finish.STOP, Verdict("scored", 0.0, "7"), entropy=1.5)
-    grow(tree, ROOT, "2+2+2", Finish.LENGTH, Verdict("scored", 0.0, None))
-    grow(tree, ROOT, "9^9^9", Finish.STOP, Verdict("timeout"))
-    tree.recount()
-    return tree
-
-
-def text_of(renderable, width=100, **options):
-    console = Console(file=io.StringIO(), width=width, record=True, color_system=None, **options)
-    console.print(renderable)
-    return console.export_text()
+    return small_tree()
 
 
 def test_view_counts_and_marks(tree):
@@ -94,7 +63,7 @@ def test_hidden_branches_are_counted_and_the_best_path_is_kept(tree):
         grow(tree, ROOT, f"{index}.", Finish.STOP, Verdict("scored", 0.0, str(index)))
     tree.recount()
     shown = text_of(render_tree(view_tree(tree, decode), max_children=4))
-    assert "… 19 branches beyond the 4 most visited (19 spans, 0/19 right)" in shown
+    assert "└─… 19 branches, 0/19 right: beyond the 4 most visited" in shown
     assert "├─◆" in shown
 
 

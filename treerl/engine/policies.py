@@ -59,10 +59,13 @@ class Policies:
         return Scored(Signals(lp_old=old, lp_ref=ref), str(policy), base)
 
     def _score(self, recipe: Mapping[str, Any], model: str, stored: StoredTree) -> Any:
+        from transformers.utils import logging as transformers_logging
+
         from treerl.policy.model import load_policy
         from treerl.policy.reference import score_trees
 
         if model not in self._loaded:
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
             self._loaded[model] = load_policy(_settings(recipe, model))
         tree = stored.tree
         longest = tree.n_prompt + tree.max_completion_length

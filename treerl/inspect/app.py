@@ -270,13 +270,15 @@ class InspectApp(App[None]):
     @work(thread=True, exclusive=True)
     def open_tree(self, tree_id: int) -> None:
         """Reads a tree in a thread, then shows it."""
-        self.call_from_thread(self.notify, f"opening tree {tree_id}", timeout=2)
+        self.call_from_thread(self.notify, f"opening tree {tree_id} …", timeout=60)
         try:
             state = self._open(tree_id)
             state.prepare()
         except TreerlError as error:
+            self.call_from_thread(self.clear_notifications)
             self.call_from_thread(self.notify, str(error), severity="error", timeout=10)
             return
+        self.call_from_thread(self.clear_notifications)
         self.call_from_thread(self.push_screen, TreeScreen(state))
 
     def action_help(self) -> None:

@@ -17,11 +17,12 @@ from treerl.inspect.library import Opened
 from treerl.inspect.model import NodeView
 from treerl.inspect.render import plural, render_scale
 from treerl.inspect.shade import Shade, strip_of
-from treerl.inspect.text import visible
+from treerl.inspect.text import fit, visible
 from treerl.search.tree import ROOT
 
 CUT = "┊"
 NEXT_LINE = "⏎"
+VERSION_CELLS = 24
 ORIGINS = {
     "prompt": "the prompt",
     "sample": "sampled from the prompt or a chosen point",
@@ -40,7 +41,7 @@ def render_detail(
     """All about the span `row`. heat: what the tokens show; None with `why` where it cannot be had."""
     node = opened.view.nodes[row]
     parts: list[RenderableType] = [_head(opened, node)]
-    parts += [Text(line, overflow="fold") for line in _facts(opened, node)]
+    parts.append(_facts_table(opened, node))
     parts.append(Text())
     if heat is None:
         parts.append(Text(why, style="italic"))
@@ -67,19 +68,28 @@ def _head(opened: Opened, node: NodeView) -> Text:
     return text
 
 
-def _facts(opened: Opened, node: NodeView) -> Iterator[str]:
-    """Lines of facts in words."""
+def _facts_table(opened: Opened, node: NodeView) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, words in _facts(opened, node):
+        table.add_row(name, Text(words))
+    return table
+
+
+def _facts(opened: Opened, node: NodeView) -> Iterator[tuple[str, str]]:
+    """What is known of a span, as names and words."""
     siblings = "" if node.row == ROOT else _siblings(opened, node)
     by_token = ", its point chosen by the sampled token" if node.chosen_by_token else ""
-    yield f"opened  {ORIGINS.get(node.origin, node.origin)}{by_token}{siblings}"
+    yield "opened", f"{ORIGINS.get(node.origin, node.origin)}{by_token}{siblings}"
     if node.children:
         count = len(node.children)
         cut = f"{CUT} cut point, {count} branches go on" if count > 1 else "one span goes on"
-        yield f"ends    {cut}"
+        yield "ends", cut
     elif node.row != ROOT:
         how = {"stop": "by a stop token", "length": "at the length limit"}.get(node.finish, "open")
         trained = "" if node.selected else "; not a training row"
-        yield f"ends    {how}{trained}"
+        yield "ends", f"{how}{trained}"
     yield from _verdicts(opened, node)
     yield from _provenance(opened, node)
 
@@ -91,18 +101,26 @@ def _siblings(opened: Opened, node: NodeView) -> str:
     return f" (branch {family.index(node.row) + 1} of {len(family)} below span {node.parent})"
 
 
-def _verdicts(opened: Opened, node: NodeView) -> Iterator[str]:
+def _verdicts(opened: Opened, node: NodeView) -> Iterator[tuple[str, str]]:
+    """The verdict the search got, then what other verifiers or versions say of the same solution."""
     if node.outcome is None:
         if not node.children and node.row != ROOT:
-            yield "verdict none"
+            yield "verdict", "none"
         return
-    yield "verdict " + _verdict(node.outcome, node.reward, node.answer, node.detail, opened)
-    if node.seconds is not None:
-        yield f"        judged in {node.seconds:.3g} s, truth {visible(opened.view.truth) or '-'}"
-    draw = int(opened.tree.nodes.draw[node.row])
-    for other in opened.judgements.get(draw, ()):
-        words = _verdict(other.outcome, other.reward, other.answer, other.detail, opened)
-        yield f"        {other.verifier} {other.version}: {words}"
+    own = _verdict(node.outcome, node.reward, node.answer, node.detail)
+    others = opened.judgements.get(int(opened.tree.nodes.draw[node.row]), ())
+    said = [
+        (f"{other.verifier} {fit(other.version, VERSION_CELLS)}", words)
+        for other in others
+        if (words := _verdict(other.outcome, other.reward, other.answer, other.detail))
+    ]
+    by = next((name for name, words in said if words == own), "a verifier that is not stored")
+    seconds = "" if node.seconds is None else f" in {1000 * node.seconds:.3g} ms"
+    yield "verdict", own
+    yield "", f"by {by}{seconds}; truth {visible(opened.view.truth) or 'unknown'}"
+    for name, words in said:
+        if name != by:
+            yield "", f"{name}: {words}"
 
 
 def _verdict(
@@ -110,7 +128,6 @@ def _verdict(
     reward: float | None,
     answer: str | None,
     detail: Mapping[str, object],
-    opened: Opened,
 ) -> str:
     if outcome != "scored" or reward is None:
         words = outcome
@@ -121,22 +138,24 @@ def _verdict(
     return f"{words}, {parsed}{extra}"
 
 
-def _provenance(opened: Opened, node: NodeView) -> Iterator[str]:
+def _provenance(opened: Opened, node: NodeView) -> Iterator[tuple[str, str]]:
     origin = opened.origins.get(int(opened.tree.nodes.draw[node.row]))
     info = opened.stored.info
     if origin is None:
-        yield f"from    run {info.run}, step {info.step}, seed {opened.tree.seed}"
+        yield "from", f"run {info.run}, step {info.step}, seed {opened.tree.seed}"
         return
+    age = ""
+    if node.age and not origin.cached:
+        age = f", {node.age} {plural(node.age, 'version')} behind the newest here"
     digest = f" ({origin.digest[:8]})" if origin.digest else ""
-    age = "" if node.age is None or origin.cached else f", {node.age} behind the newest here"
-    yield f"policy  {origin.policy}{digest} version {origin.version}{age}"
+    yield "policy", f"{origin.policy or 'unknown,'}{digest} version {origin.version}{age}"
     params = ", ".join(f"{name} {value}" for name, value in sorted(origin.sampler.items()))
-    yield f"sampler {params or 'unknown'}"
+    yield "sampler", params or "unknown"
     if origin.cached:
         where = f"tree {origin.source_tree} of run {origin.source_run}"
-        yield f"from    the cache: {where if origin.source_tree else 'a run since deleted'}"
+        yield "from", f"the cache: {where if origin.source_tree else 'a run since deleted'}"
     else:
-        yield f"from    run {info.run}, step {info.step}, draw seed {origin.seed}"
+        yield "from", f"run {info.run}, step {info.step}, draw seed {origin.seed}"
 
 
 # Heat ------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ class Opened:
     def title(self) -> str:
         """Which tree this is, in one line."""
         info = self.stored.info
-        return f"tree {info.id} of run {info.run}, step {info.step}"
+        return f"tree {info.id} · {info.run} step {info.step}"
 
     def span_texts(self, row: int) -> list[str]:
         """The text of each token of a span, as it reads behind the tokens before it."""

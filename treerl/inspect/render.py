@@ -154,8 +154,9 @@ def _figures(view: TreeView) -> list[str]:
         f"{len(view.nodes):,d} spans",
         f"{view.n_generated:,d} tokens drawn",
     ]
-    figures += [f"{cached} cached leaves"] if cached else []
-    figures += [f"ended: {view.meta['exit']}"] if view.meta.get("exit") else []
+    figures += [f"{cached} cached {plural(cached, 'leaf', 'leaves')}"] if cached else []
+    ended = view.meta.get("exit", "done")
+    figures += [f"ended: {ended}"] if ended != "done" else []
     return figures
 
 
@@ -195,11 +196,9 @@ def render_line(view: TreeView, line: Line, layout: Layout, *, found: str = "") 
     if line.is_elision:
         text.append(" " * layout.left)
         text.append(guide, style="dim")
-        spans, leaves, right = line.counts(view)
-        words = (
-            f"… {len(line.hidden)} {plural(len(line.hidden), 'branch', 'branches')} {line.reason}"
-        )
-        words += f" ({spans} {plural(spans, 'span')}, {right}/{leaves} right)"
+        _, leaves, right = line.counts(view)
+        count = len(line.hidden)
+        words = f"… {count} {plural(count, 'branch', 'branches')}, {right}/{leaves} right: {line.reason}"
         text.append(fit(words, room - cell_len(guide)), style="dim italic")
         return text
     node = view.nodes[line.row]
@@ -249,7 +248,7 @@ def _append_words(text: Text, view: TreeView, line: Line, room: int, found: str)
         end = f"  ⊞ {spans} {plural(spans, 'span')}, {right}/{leaves} right"
     end = fit(end, max(8, room * 2 // 3))
     words = "cached " if node.cached and not node.best else ""
-    said = view.question if node.row == ROOT and view.question else node.text
+    said = f"the prompt, {node.n_tokens} tokens" if node.row == ROOT else node.text.lstrip()
     shown = fit(words + visible(said), max(1, room - cell_len(end)))
     begin = len(text)
     text.append(shown, style="bold" if node.best else "")

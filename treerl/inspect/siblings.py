@@ -29,7 +29,7 @@ def best_end(opened: Opened, row: int) -> int:
 
 def _rank(opened: Opened, row: int) -> tuple[float, int]:
     node = opened.view.nodes[row]
-    return (-1e9 if node.q is None else -node.q), -node.visits
+    return (1e9 if node.q is None else -node.q), -node.visits
 
 
 def render_pair(opened: Opened, row: int, other: int) -> Text:

@@ -52,6 +52,7 @@ class TreeState:
     shade: Shade | None = None
     beside: tuple[Shade, ...] = ()
     _place: dict[int, int] = field(default_factory=dict)
+    _layout: Layout | None = None
 
     def __post_init__(self) -> None:
         self.refold()
@@ -66,8 +67,11 @@ class TreeState:
         }
 
     def layout(self, width: int) -> Layout:
-        """The columns at a width."""
-        return layout_of(self.opened.view, width, self.shade, self.beside)
+        """The columns at a width; made once, since every line asks."""
+        known = self._layout
+        if known is None or known.width != width:
+            known = self._layout = layout_of(self.opened.view, width, self.shade, self.beside)
+        return known
 
     # Colours ----------------------------------------------------------------------------------------------
 
@@ -86,6 +90,7 @@ class TreeState:
         except TreerlError as error:
             self.note = f"{self.second or self.estimator}: {error}"
             self.shade, self.beside = self.shade or shade_q(view), ()
+        self._layout = None
 
     def heat_shade(self) -> tuple[Shade | None, str]:
         """The heat of the detail pane, or None and why not."""

@@ -36,7 +36,9 @@ def token_texts(decode: Decode, ids: Sequence[int]) -> list[str]:
     texts = []
     for index in range(len(ids)):
         first = max(0, index - 4)
-        before = decode(ids[first:index]).rstrip("�")
-        now = decode(ids[first : index + 1]).rstrip("�")
-        texts.append(now[len(before) :] if now.startswith(before) else decode([ids[index]]))
+        before = decode(ids[first:index]).strip("�")
+        now = decode(ids[first : index + 1]).strip("�")
+        piece = now[len(before) :] if now.startswith(before) else ""
+        # Alone, a special token has a name, and a part of a character has no text.
+        texts.append(piece or decode([ids[index]]).replace("�", ""))
     return texts

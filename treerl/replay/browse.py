@@ -31,9 +31,10 @@ class ProblemRow:
 
 @dataclass(frozen=True, slots=True)
 class DrawOrigin:
-    """Where the tokens of a draw come from. policy, version: who drew them (of a cached draw: originally).
+    """Where the tokens of a draw come from.
 
-    sampler: its parameters. source: of a cached draw, the stored draw's tree and run (0 and "" if deleted).
+    policy, version: who drew them, of a cached draw originally; "" where that is not known any more.
+    sampler: its parameters. source_tree, source_run: where a cached draw was taken from (0, "": deleted).
     """
 
     policy: str
@@ -132,7 +133,7 @@ def draw_origins(store: Store, tree_id: int) -> dict[int, DrawOrigin]:
     with store.read() as connection:
         return {
             row.row: DrawOrigin(
-                policy=row.policy or "unknown policy",
+                policy=row.policy or "",
                 digest=row.digest or "",
                 version=row.policy_version,
                 sampler=json.loads(row.params) if row.params else {},
