@@ -110,7 +110,7 @@ class VllmEngine:
                 self.llm_engine: Any = _start(
                     settings, dtype, {"model": str(folder), **limits, **options}
                 )
-        except (ValueError, RuntimeError, OSError, ImportError, AssertionError) as error:
+        except Exception as error:
             raise SamplerError(
                 f"vLLM's engine does not start on {folder}: {error}\nThe keys under [sampler.vllm] "
                 "(kv_cache_gib, gpu_memory_utilization, dtype, block_size) and sampler.max_batch bear on it"
@@ -142,21 +142,21 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
-            temperature=drawing.temperature,
-            top_p=drawing.top_p,
-            top_k=drawing.top_k,
-            seed=drawing.seed,
-            max_tokens=drawing.max_tokens,
-            stop_token_ids=list(drawing.stop_token_ids),
-            logprobs=1,  # the drawn token and, in the place of the likeliest one, the entropy
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
         prompt = {"type": "token", "prompt_token_ids": [int(token) for token in tokens]}
         try:
+            params = SamplingParams(
+                temperature=drawing.temperature,
+                top_p=drawing.top_p,
+                top_k=drawing.top_k,
+                seed=drawing.seed,
+                max_tokens=drawing.max_tokens,
+                stop_token_ids=list(drawing.stop_token_ids),
+                logprobs=1,  # the drawn token and, in the place of the likeliest one, the entropy
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
             self._internal[request_id] = self.llm_engine.add_request(request_id, prompt, params)
-        except ValueError as error:
+        except Exception as error:  # of several unrelated classes
             raise SamplerError(f"vLLM refuses request {request_id}: {error}") from error
         if deliver is not None:
             self._deliver[request_id] = deliver
