@@ -70,6 +70,13 @@ def test_same_policy_means_trained_from_the_same_weights_in_whatever_run(store):
     assert find(store, policies=("large",)) == []
 
 
+def test_draws_at_another_temperature_are_no_denominators(store):
+    put(store, "a", [4, 2])
+    put(store, "b", [5, 2], temperature=0.7)
+    assert find(store, sampling=(("temperature", 1.0), ("top_p", None))) == [4]
+    assert find(store, sampling=None) == [4, 5]
+
+
 def test_only_late_steps_and_recent_trees_of_other_runs(store):
     mine = put(store, "me", [4, 2], step=0)
     put(store, "a", [5, 2], step=0)

@@ -6,6 +6,13 @@ One file a group of sections; reading recipe files is in treerl.recipe. Nothing 
 from treerl.config.credit import (
     AdvantageSettings,
 )
+from treerl.config.curriculum import (
+    CurriculumSettings,
+    DriveCurriculum,
+    RoundsCurriculum,
+    TaskOrder,
+    VarianceCurriculum,
+)
 from treerl.config.policy import (
     AnySampler,
     EngineSettings,
@@ -19,6 +26,9 @@ from treerl.config.recipe import (
     Recipe,
 )
 from treerl.config.replay import (
+    CollapseSettings,
+    ImitateSettings,
+    ReadSettings,
     ReplaySettings,
 )
 from treerl.config.run import (
@@ -57,11 +67,14 @@ __all__ = [
     "AdvantageSettings",
     "AnySampler",
     "ChainTask",
+    "CollapseSettings",
     "CureSearch",
+    "CurriculumSettings",
     "CutSettings",
     "DatasetTask",
     "DeepSearchSearch",
     "EngineSettings",
+    "DriveCurriculum",
     "EntropyTopK",
     "EntropyWindow",
     "EvalSettings",
@@ -69,17 +82,21 @@ __all__ = [
     "FlatSearch",
     "FormatPart",
     "GymTask",
+    "ImitateSettings",
     "LoraSettings",
     "LossSettings",
     "PolicySettings",
     "PromptSettings",
     "RandomCut",
+    "ReadSettings",
     "Recipe",
     "ReplaySettings",
+    "RoundsCurriculum",
     "RunSettings",
     "SamplerSettings",
     "SearchSection",
     "SearchSettings",
+    "TaskOrder",
     "TaskSettings",
     "TransformersSettings",
     "UpdateSettings",

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from treerl.config.credit import AdvantageSettings
+from treerl.config.curriculum import CurriculumSettings, DriveCurriculum, TaskOrder
 from treerl.config.policy import (
     AnySampler,
     PolicySettings,
@@ -33,6 +34,7 @@ class Recipe(Section):
     device; false: the sampler never waits for a verdict, and rounding may depend on timing."""
     run: RunSettings = RunSettings()
     task: TaskSettings = ChainTask()
+    curriculum: CurriculumSettings = TaskOrder()
     policy: PolicySettings = PolicySettings()
     sampler: AnySampler = TransformersSettings()
     search: SearchSettings = CureSearch()

@@ -23,6 +23,8 @@ class ReadSettings(Section):
     """Names of the models that drew, as policy.model gives them, with `*` and `?`."""
     same_policy: bool = False
     """Only draws of policies that were trained from the very weights this run starts from."""
+    same_sampling: bool = True
+    """Only draws at this run's temperature, top_p and top_k: the log-probs of others are no denominators."""
     from_step: NonNegative = 0
     """Of other runs, only trees from this step on: a trained policy's rather than a beginner's."""
     max_age_days: Annotated[float, Field(gt=0)] | None = None
@@ -75,6 +77,10 @@ class ImitateSettings(Section):
     """Steps over which the weight of the replayed rows rises from 0 to `weight`, along a half cosine."""
     weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of a replayed token beside a fresh one after the warm-up."""
+    max_mean_ratio: Annotated[float, Field(gt=1)] | None = 10.0
+    """A row whose mean ratio of policy to sampler is above this is not used; None: all are."""
+    min_ess: Fraction = 0.5
+    """A step replays nothing if the effective share of its replayed tokens, by these ratios, is below this."""
     history: Positive = 10240
     """Group means whose median is the baseline that stored rewards are compared with."""
 

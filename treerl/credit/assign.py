@@ -100,7 +100,7 @@ def assign_with_summary(
 ) -> tuple[list[TokenCredit], CreditSummary]:
     """Masses of every tree and statistics of the step.
 
-    loss_agg_mode: as `LossSettings.loss_agg_mode`; sets row weights and denominators (`_masses`).
+    loss_agg_mode: as `LossSettings.loss_agg_mode`; sets row weights and denominators (`row_masses`).
     signals: one a tree, for the estimators in `NEEDS_SIGNALS`. discount: of the faithful DeepSearch scores.
     importance: weights that act on rows, with log-weights of all `trees`; they touch no baseline or statistic.
     A tree whose rewards are all equal gets zero masses and denominator 0 if `zero_variance` is `drop`.
@@ -117,7 +117,7 @@ def assign_with_summary(
         of_kept = [importance.log_weights[i] for i in kept]
         weighed = weigh_rows(rows, replace(importance, log_weights=of_kept))
     credits = [_nothing(tree) for tree in trees]
-    found = _masses(forest, rows, values, weight, loss_agg_mode, lengths, weighed)
+    found = row_masses(forest, rows, values, weight, loss_agg_mode, lengths, weighed)
     for i, credit in zip(kept, found, strict=True):
         credits[i] = credit
     summary = _summary(trees, forest, rows, values)
@@ -264,7 +264,7 @@ def _rms_scaled(values: FloatArray, rows: Rows, n_tokens: int) -> FloatArray:
     return values / np.sqrt(square) if square > 0 else values
 
 
-def _masses(
+def row_masses(
     forest: Forest,
     rows: Rows,
     values: FloatArray,

@@ -15,6 +15,9 @@ from treerl.replay.reuse import Asked, CachedSolution, Label, cached_solutions, 
 from treerl.replay.store import Store
 from treerl.search.tree import Tree
 
+SAMPLING = ("temperature", "top_p", "top_k")
+"""Settings of a sampler that decide what its log-probs are of."""
+
 DAY_US = 86_400_000_000
 
 
@@ -43,12 +46,14 @@ class Reader:
         if read.max_age_days is not None:
             begun = next(run.created_us for run in store.runs() if run.id == run_id)
             oldest = begun - int(read.max_age_days * DAY_US)
+        sampling = tuple((n, provenance.sampler.get(n)) for n in SAMPLING)
         rules = ReadRules(
             runs=read.runs,
             exclude_runs=read.exclude_runs,
             policies=read.policies,
             base_weights=base_weights if read.same_policy else None,
             from_step=read.from_step,
+            sampling=sampling if read.same_sampling else None,
             created_after_us=max(oldest, 0),
             older_verifiers=read.verifier_versions,
         )

@@ -3,9 +3,10 @@
 one read, and rules about runs, policies, age and verifiers within that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -19,7 +20,8 @@ class ReadRules:
 
     runs, exclude_runs, policies: names with `*` and `?`, of other runs and of the models that drew.
     base_weights: digest of the weights that the policy must descend from, None: any. from_step,
-    created_after_us: of other runs' trees. older_verifiers: versions of the run's verifier whose verdicts
+    created_after_us: of other runs' trees. sampling: values that the draws' sampler must have (log-probs at
+    another temperature, or of a truncated distribution, are no denominators), None: any. older_verifiers: versions of the run's verifier whose verdicts
     count where its own has none.
     """
 
@@ -29,6 +31,7 @@ class ReadRules:
     base_weights: str | None = None
     from_step: int = 0
     created_after_us: int = 0
+    sampling: tuple[tuple[str, Any], ...] | None = None
     older_verifiers: tuple[str, ...] = ()
 
     def allows_run(self, name: str) -> bool:
@@ -39,6 +42,11 @@ class ReadRules:
         """Whether draws of this policy, which drew in run `run_id`, may be read."""
         descends = self.base_weights is None or digest == descent(self.base_weights, run_id)
         return descends and matches(name, self.policies)
+
+
+    def allows_sampling(self, params: Mapping[str, Any]) -> bool:
+        """Whether draws of a sampler with these settings may be read."""
+        return self.sampling is None or all(params.get(n) == v for n, v in self.sampling)
 
 
 @dataclass(frozen=True)

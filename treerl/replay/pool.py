@@ -73,7 +73,7 @@ def alive(items: Sequence[Item], uses: Uses, settings: PoolSettings, step: int) 
     Goes through the steps in order: put in, used up, too old, over size; what went does not come back.
     """
     arrivals: dict[int, list[Item]] = {}
-    for item in sorted(items, key=lambda item: (item.step, item.id)):
+    for item in sorted(items, key=lambda item: (item.step, item.draw)):
         if item.step < step:
             arrivals.setdefault(item.step, []).append(item)
     spent: dict[int, list[int]] = {}
@@ -107,7 +107,7 @@ def _evict(there: list[Item], settings: PoolSettings) -> list[Item]:
         case "oldest":
             return there[-settings.max_size :]
         case "lowest":
-            ranked = sorted(there, key=lambda item: (item.priority, item.step, item.id))
+            ranked = sorted(there, key=lambda item: (item.priority, item.step, item.draw))
             stay = {item.id for item in ranked[-settings.max_size :]}
             return [item for item in there if item.id in stay]
 

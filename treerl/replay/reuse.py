@@ -6,7 +6,7 @@ tree is the engine's choice.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -140,7 +140,7 @@ def _solutions() -> "sa.Select[Any]":
     solution, verdict, judge = schema.solution, schema.verdict, schema.verifier
     return (
         sa.select(
-            *(draw.c[name] for name in ("id", "tree_id", "row", "finish", "policy_id")),
+            *(draw.c[name] for name in ("id", "tree_id", "row", "finish", "policy_id", "sampler_id")),
             prompt.c.key.label("prompt_key"),
             solution.c.path_key,
             solution.c.text,
@@ -201,30 +201,36 @@ def _judged_by(verifier: VerifierRef, older: Sequence[str]) -> sa.ColumnElement[
 
 
 def _allowed(connection: sa.Connection, rows: Sequence[Any], bound: ReadBound) -> list[Any]:
-    """The rows whose run and policy the rules allow; the run's own are not restricted by name."""
+    """The rows whose run, policy and sampler the rules allow; the run's own name is not asked."""
     rules = bound.rules
     if rules == ReadRules():
         return list(rows)
-    run, policy = schema.run, schema.policy
-    runs = {row.run_id for row in rows}
-    names: Mapping[str, str] = {
-        found.id: found.name
-        for some in chunks(runs)
-        for found in connection.execute(sa.select(run.c.id, run.c.name).where(run.c.id.in_(some)))
-    }
-    policies = {
-        found.id: (found.name, found.digest)
-        for some in chunks({row.policy_id for row in rows})
-        for found in connection.execute(
-            sa.select(policy.c.id, policy.c.name, policy.c.digest).where(policy.c.id.in_(some))
+    runs = _rows_by_id(connection, schema.run, {row.run_id for row in rows})
+    policies = _rows_by_id(connection, schema.policy, {row.policy_id for row in rows})
+    samplers = _rows_by_id(connection, schema.sampler, {row.sampler_id for row in rows})
+    in_runs = {i for i, run in runs.items() if i == bound.run_id or rules.allows_run(run.name)}
+    sampled = {i for i, one in samplers.items() if rules.allows_sampling(json.loads(one.params))}
+
+    def is_allowed(row: Any) -> bool:
+        policy = policies[row.policy_id]
+        return (
+            row.run_id in in_runs
+            and row.sampler_id in sampled
+            and rules.allows_policy(policy.name, policy.digest, row.run_id)
         )
+
+    return [row for row in rows if is_allowed(row)]
+
+
+def _rows_by_id(connection: sa.Connection, table: sa.Table, ids: set[Any]) -> dict[Any, Any]:
+    query = sa.select(table)
+    if table is schema.run:
+        query = sa.select(table.c.id, table.c.name)
+    return {
+        row.id: row
+        for some in chunks(ids)
+        for row in connection.execute(query.where(table.c.id.in_(some)))
     }
-    wanted = {r for r in runs if r == bound.run_id or rules.allows_run(names[r])}
-    return [
-        row
-        for row in rows
-        if row.run_id in wanted and rules.allows_policy(*policies[row.policy_id], row.run_id)
-    ]
 
 
 def _young(connection: sa.Connection, candidates: Sequence[Any], bound: ReadBound) -> list[Any]:
