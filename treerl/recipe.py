@@ -138,7 +138,7 @@ def _without_tags(location: list[str]) -> list[str]:
     if location[:2] in (["sampler", "transformers"], ["sampler", "vllm"]):
         return [location[0], *location[2:]]
     tags = {"chain", "file", "dataset", "flat", "cure", "deepsearch", "entropy_top_k"}
-    tags |= {"entropy_window", "random", "reasoning_gym"}
+    tags |= {"entropy_window", "random", "reasoning_gym", "task", "rounds", "drive", "variance"}
     return [part for i, part in enumerate(location) if not (i in (1, 2) and part in tags)]
 
 

@@ -73,8 +73,8 @@ __all__ = [
     "CutSettings",
     "DatasetTask",
     "DeepSearchSearch",
-    "EngineSettings",
     "DriveCurriculum",
+    "EngineSettings",
     "EntropyTopK",
     "EntropyWindow",
     "EvalSettings",
@@ -100,6 +100,7 @@ __all__ = [
     "TaskSettings",
     "TransformersSettings",
     "UpdateSettings",
+    "VarianceCurriculum",
     "VerifierSettings",
     "VllmSettings",
 ]

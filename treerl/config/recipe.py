@@ -61,6 +61,11 @@ class Recipe(Section):
                 f"replay.max_cached = {self.replay.max_cached} must be below "
                 f"search.num_generations = {self.search.num_generations}: fresh samples must remain"
             )
+        if isinstance(self.curriculum, DriveCurriculum) and self.advantage.zero_variance == "drop":
+            raise ValueError(
+                'curriculum.kind = "drive" keeps the problems that are never solved, and '
+                'advantage.zero_variance = "drop" drops them again: set zero_variance = "keep"'
+            )
         return self
 
     def _refuse_truncated(self) -> None:

@@ -159,7 +159,7 @@ class Curriculum:
         found = evaluate(
             [problem for problem, _ in pairs],
             [prompt for _, prompt in pairs],
-            self.session.make_sampler(recipe.sampler),
+            self.session.samplers.make(recipe.sampler),
             self.session.pool.verify,
             self.session.decode_text,
             num_samples=self.settings.screen_samples,
@@ -180,9 +180,7 @@ class Curriculum:
                 f"curriculum.history_run = {settings.history_run!r}: the cache has no such run; "
                 "`treerl replay ls runs` lists them"
             )
-        histories = rate_history(
-            self.store, run.id, verifier=self.verifier, position=self.position
-        )
+        histories = rate_history(self.store, run.id, verifier=self.verifier, position=self.position)
         heldout = {problem.key for problem in self.session.task.heldout}
         histories = {key: rates for key, rates in histories.items() if key not in heldout}
         kept = most_varied(

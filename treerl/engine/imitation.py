@@ -5,7 +5,7 @@ run replays what the unbroken one did. Rows are stored by leaf, reward above the
 with a good node on its path is not thereby good.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -73,16 +73,21 @@ class Imitation:
         out = Imitated()
         size = len(self.pool.at(step)[0])
         weight = settings.weight * ramp(step, settings.warmup_steps)
-        out.metrics = {"replay/pool_size": size, "replay/imitation_weight": weight}
+        out.metrics = {
+            "replay/pool_size": size,
+            "replay/imitation_weight": weight,
+            "replay/imitated_rows": 0,
+        }
         if size < settings.min_size or not self.history:
             return out
         random = generator("imitate", self.recipe.seed, step)
         drawn = self.pool.draw(settings.rows, step=step, generator=random)
         trees, advantages = self._trees(drawn, step)
         out.metrics["replay/imitation_baseline"] = float(np.median(self.history))
-        trees, advantages = self._near(policy, trees, advantages, out.metrics)
-        out.metrics["replay/imitated_rows"] = sum(len(values) for values in advantages)
-        if trees and weight > 0:
+        near = self._is_near(policy, trees, out.metrics)
+        rows = sum(int(tree.nodes.selected[tree.leaves()].sum()) for tree in trees) if near else 0
+        out.metrics["replay/imitated_rows"] = rows
+        if rows and weight > 0:
             out.trees = trees
             out.credits = imitation_credits(
                 trees, advantages, weight=weight, loss_agg_mode=self.recipe.loss.loss_agg_mode
@@ -92,7 +97,7 @@ class Imitation:
     def _trees(self, drawn: Sequence[Drawn], step: int) -> tuple[list[Tree], list[FloatArray]]:
         """The drawn rows above the baseline, one tree a prompt, and the advantages of their leaves."""
         settings = self.recipe.replay.imitate
-        weights: Counter[int] = Counter()
+        weights: dict[int, float] = defaultdict(float)
         for one in drawn:
             weights[one.item.draw] += one.weight(settings.importance_exponent)
         found = solutions_of_draws(self.store, weights, verifier=self.provenance.verifier)
@@ -120,17 +125,11 @@ class Imitation:
         graft_cached(tree, solutions)
         return tree
 
-    def _near(
-        self,
-        policy: Policy,
-        trees: list[Tree],
-        advantages: list[FloatArray],
-        metrics: dict[str, float],
-    ) -> tuple[list[Tree], list[FloatArray]]:
-        """Without rows that the policy has left far behind, and without any if too few tokens count."""
+    def _is_near(self, policy: Policy, trees: list[Tree], metrics: dict[str, float]) -> bool:
+        """Takes out rows that the policy has left far behind; whether enough of the other tokens counts."""
         settings, recipe = self.recipe.replay.imitate, self.recipe
         if not trees:
-            return [], []
+            return False
         scores = score_trees(
             policy,
             trees,
@@ -140,16 +139,16 @@ class Imitation:
         )
         limit = settings.max_mean_ratio
         ratios, dropped = [], 0
-        for tree, lp, values in zip(trees, scores, advantages, strict=True):
-            for place, row in enumerate(row_ratios(tree, lp)):
+        for tree, lp in zip(trees, scores, strict=True):
+            for leaf, row in zip(tree.leaves().tolist(), row_ratios(tree, lp), strict=True):
                 if limit is not None and row.mean() > limit:
-                    values[place] = 0.0
+                    tree.nodes.selected[leaf] = False
                     dropped += 1
                 else:
                     ratios.append(row)
         share = effective_share(np.concatenate(ratios) if ratios else np.zeros(0))
         metrics |= {"replay/imitation_ess": share, "replay/imitation_dropped": dropped}
-        return (trees, advantages) if share >= settings.min_ess else ([], [])
+        return share >= settings.min_ess
 
     def keep(self, searched: Searched, step: int) -> None:
         """Puts the good rows of a step, whose trees are in the store, into the pool."""

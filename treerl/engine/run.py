@@ -31,6 +31,7 @@ class Progress:
     """Counters of a run that a checkpoint keeps; a resumed run goes on from them.
 
     replay_position: newest tree in the store when the run began; it reads nothing newer of other runs.
+    group_means: of the last groups, where self-imitation compares with them.
     """
 
     run_id: str
@@ -42,6 +43,7 @@ class Progress:
     train_time: float = 0.0
     train_cpu_time: float = 0.0
     before: dict[str, Any] = field(default_factory=dict)
+    group_means: list[float] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""

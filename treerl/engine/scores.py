@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from treerl.config import Recipe
+from treerl.config import DeepSearchSearch, Recipe, SearchSettings
 from treerl.credit.assign import NEEDS_SIGNALS
+from treerl.credit.deepsearch import PAPER, Discount
 from treerl.credit.dense import Signals
 from treerl.credit.importance import Importance
 from treerl.errors import UpdateError
@@ -45,6 +46,13 @@ def credit_scores(
             log_weights=[_log_weights(t, o) for t, o in zip(trees, old, strict=True)],
         )
     return signals, importance
+
+
+def discount_of(search: SearchSettings) -> Discount:
+    """Depth discount of DeepSearch's scores: the search's own where it is one, else the paper's."""
+    if isinstance(search, DeepSearchSearch):
+        return Discount(search.gamma, search.gamma_min, search.chunk_tokens)
+    return PAPER
 
 
 def _scored(recipe: Recipe, policy: Policy, trees: Sequence[Tree]) -> list[FloatArray]:

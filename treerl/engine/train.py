@@ -13,12 +13,14 @@ from typing import Any
 from rich.console import Console
 
 from treerl.canon import generator
-from treerl.config import DeepSearchSearch, Recipe, SearchSettings
+from treerl.config import Recipe
 from treerl.credit.assign import NEEDS_SIGNALS, assign_with_summary
-from treerl.credit.deepsearch import PAPER, Discount
+from treerl.credit.imitate import scaled_cached
+from treerl.engine.curriculum import Curriculum
 from treerl.engine.display import Display
 from treerl.engine.evaluation import Evaluated, evaluate_session
 from treerl.engine.folder import fresh_folder, replay_url, resume_command, run_paths
+from treerl.engine.imitation import Imitated, Imitation
 from treerl.engine.lock import held
 from treerl.engine.reading import Reader
 from treerl.engine.report import gain_between, render_summary, summarise
@@ -30,7 +32,7 @@ from treerl.engine.run import (
     weights_digest,
     write_header,
 )
-from treerl.engine.scores import credit_scores
+from treerl.engine.scores import credit_scores, discount_of
 from treerl.engine.session import Session
 from treerl.engine.step import Searched, TreeName, put_tree, search_metrics, search_step
 from treerl.errors import Interrupted, SamplerError, StoreError
@@ -89,13 +91,6 @@ def lr_schedule(recipe: Recipe) -> Schedule:
     return warmup_linear(update.warmup_steps, total)
 
 
-def discount_of(search: SearchSettings) -> Discount:
-    """Depth discount of DeepSearch's scores: the search's own where it is one, else the paper's."""
-    if isinstance(search, DeepSearchSearch):
-        return Discount(search.gamma, search.gamma_min, search.chunk_tokens)
-    return PAPER
-
-
 class Trainer:
     """One run under way: its session, optimizer, writer and counters."""
 
@@ -125,7 +120,27 @@ class Trainer:
             position=self.progress.replay_position,
             base_weights=base_weights,
         )
+        self.imitation = self._imitation()
+        self.curriculum = Curriculum(
+            session,
+            self.store,
+            self.provenance.verifier,
+            self.progress.run_id,
+            self.progress.replay_position,
+        )
         session.sampler.set_version(self.progress.step)
+
+    def _imitation(self) -> Imitation | None:
+        if self.recipe.replay.imitate.rows == 0:
+            return None
+        progress = self.progress
+        return Imitation(
+            self.store,
+            self.recipe,
+            self.provenance,
+            run_id=progress.run_id,
+            history=progress.group_means,
+        )
 
     def _begin(self, loaded: Checkpoint | None) -> Progress:
         """Counters of the checkpoint, of a run stopped before its first one, or of a new run."""
@@ -233,7 +248,7 @@ class Trainer:
         begun, cpu_begun = time.perf_counter(), time.process_time()
         recipe, progress = self.recipe, self.progress
         step = progress.step
-        problems = self.session.task.problems_for_step(step, recipe.search.trees_per_step)
+        problems = self.curriculum.problems(step, recipe.search.trees_per_step)
         if self.reader.reads_own:
             writer.flush()
         stored = self._stored(step)
@@ -258,9 +273,12 @@ class Trainer:
             raise self.session.no_prompt_fits(f"the {len(problems)} problems of the first step")
         self.display.searched(searched, step + 1)
         report, credit_row = self._update(searched.trees, step)
+        if self.imitation is not None:
+            writer.flush()
+            self.imitation.keep(searched, step)
         progress.step = step + 1
         self.session.sampler.set_version(progress.step)
-        progress.num_tokens += searched.generated_tokens
+        progress.num_tokens += searched.generated_tokens + self.curriculum.tokens_at(step)
         progress.trained_tokens += report.tokens_trained
         progress.cached_leaves += searched.cached_leaves
         seconds = time.perf_counter() - begun
@@ -273,6 +291,7 @@ class Trainer:
             "step": progress.step,
             **search_metrics(searched),
             **self.reader.metrics(searched.trees, step),
+            **self.curriculum.metrics(step),
             "replay/write_seconds": waited,
             **credit_row,
             **trained,
@@ -307,12 +326,16 @@ class Trainer:
             discount=discount_of(recipe.search),
             importance=importance,
         )
+        scale = recipe.replay.collapse.scale
+        if scale != 1:
+            credits = [scaled_cached(t, c, scale) for t, c in zip(trees, credits, strict=True)]
+        imitated = self.imitation.replay(policy, step) if self.imitation else Imitated()
         credited = time.perf_counter()
         report = update_policy(
             policy,
             self.optimizer,
-            trees,
-            credits,
+            [*trees, *imitated.trees],
+            [*credits, *imitated.credits],
             loss=recipe.loss,
             update=recipe.update,
             temperature=recipe.sampler.temperature,
@@ -326,6 +349,7 @@ class Trainer:
             "credit/positive_on_wrong": summary.positive_on_wrong,
             "credit/negative_on_right": summary.negative_on_right,
             "credit/dropped_trees": summary.dropped,
+            **imitated.metrics,
             "credit/seconds": credited - begun,
             "train/seconds": ended - credited,
             "train/tokens_per_second": report.tokens_trained / max(ended - credited, 1e-9),

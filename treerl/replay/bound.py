@@ -20,9 +20,9 @@ class ReadRules:
 
     runs, exclude_runs, policies: names with `*` and `?`, of other runs and of the models that drew.
     base_weights: digest of the weights that the policy must descend from, None: any. from_step,
-    created_after_us: of other runs' trees. sampling: values that the draws' sampler must have (log-probs at
-    another temperature, or of a truncated distribution, are no denominators), None: any. older_verifiers: versions of the run's verifier whose verdicts
-    count where its own has none.
+    created_after_us: of other runs' trees. sampling: settings that the draws' sampler must have, None: any;
+    log-probs at another temperature, or of a truncated distribution, are no denominators. older_verifiers:
+    versions of the run's verifier whose verdicts count where its own has none.
     """
 
     runs: tuple[str, ...] = ("*",)
@@ -42,7 +42,6 @@ class ReadRules:
         """Whether draws of this policy, which drew in run `run_id`, may be read."""
         descends = self.base_weights is None or digest == descent(self.base_weights, run_id)
         return descends and matches(name, self.policies)
-
 
     def allows_sampling(self, params: Mapping[str, Any]) -> bool:
         """Whether draws of a sampler with these settings may be read."""

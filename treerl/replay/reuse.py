@@ -140,7 +140,10 @@ def _solutions() -> "sa.Select[Any]":
     solution, verdict, judge = schema.solution, schema.verdict, schema.verifier
     return (
         sa.select(
-            *(draw.c[name] for name in ("id", "tree_id", "row", "finish", "policy_id", "sampler_id")),
+            *(
+                draw.c[name]
+                for name in ("id", "tree_id", "row", "finish", "policy_id", "sampler_id")
+            ),
             prompt.c.key.label("prompt_key"),
             solution.c.path_key,
             solution.c.text,
