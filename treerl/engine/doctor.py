@@ -21,8 +21,8 @@ PACKAGES = (
 )
 EXTRAS = {
     "gguf": ("gguf", "accelerate"),
+    "lora": ("peft",),
     "parquet": ("pyarrow",),
-    "vllm": ("vllm",),
 }
 
 
@@ -37,7 +37,7 @@ def diagnose() -> dict[str, str]:
     findings |= {name: _version(name) for name in PACKAGES}
     findings |= _device()
     findings |= {f"extra {name}": _extra(name, parts) for name, parts in EXTRAS.items()}
-    findings["sampler"] = "transformers (the only kind of this version)"
+    findings |= _samplers()
     findings["free disk here"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"
     return findings
 
@@ -62,6 +62,24 @@ def _installed(name: str) -> bool:
     except PackageNotFoundError:
         return False
     return True
+
+
+def _samplers() -> dict[str, str]:
+    """What `sampler.kind` may be here, and why not the other."""
+    installed = importlib.import_module("treerl.samplers.vllm_installed")
+    found, reason = installed.installed_vllm(), installed.obstacle()
+    if reason is not None:
+        vllm = f"not usable: {reason}"
+    else:
+        vllm = f'usable: {found.name} {found.version} on {found.device}, with sampler.kind = "vllm"'
+        if not found.tested:
+            vllm += f" (tested on {' and '.join(installed.TESTED)} only)"
+        if found.device == "cpu" and os.environ.get("OMP_WAIT_POLICY", "").upper() != "PASSIVE":
+            vllm += "; OMP_WAIT_POLICY=PASSIVE makes it faster where other programs use the CPU too"
+    return {
+        "sampler transformers": "usable, and used where the recipe names none",
+        "sampler vllm": vllm,
+    }
 
 
 def _device() -> dict[str, str]:

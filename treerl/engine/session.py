@@ -16,7 +16,7 @@ from treerl.errors import ConfigError
 from treerl.policy.model import Policy, load_policy
 from treerl.problem import Problem
 from treerl.replay.store import Store
-from treerl.samplers.vllm_engine import require_vllm
+from treerl.samplers.vllm_installed import require_vllm
 from treerl.search.sampler import Sampler
 from treerl.search.strategy import Strategy, make_strategy
 from treerl.tasks.load import TaskData, load_task

