@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "treerl"
 
 LEVELS = [
-    {"errors", "canon", "problem", "config", "recipe", "metrics"},
+    {"errors", "canon", "problem", "config", "recipe", "metrics", "plain_llama"},
     {"verifiers"},
     {"search"},
     {"credit"},

@@ -21,7 +21,7 @@ from tests.support_policy import (
 from treerl.policy.forward import token_logprobs
 from treerl.policy.pack import pack_trees, scatter_to_trees
 
-VARIANTS = ["dense", "runs"]
+VARIANTS = ["dense", "runs", "blocks"]
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ def descendants(batch, slot):
     return found
 
 
-@pytest.mark.parametrize("variant", ["dense", "runs"])
+@pytest.mark.parametrize("variant", ["dense", "runs", "blocks"])
 def test_flip_one_token_and_only_its_descendants_change(variant):
     """Traps 1, 2, 3 and 5: no sibling, other tree or padding is seen, and no ancestor is missed."""
     policy = with_attention(tiny_llama(), variant)
@@ -83,7 +83,7 @@ def test_the_flip_test_sees_a_leak(monkeypatch):
 
 def test_flat_rows_are_not_taken_for_packed_ones():
     """Trap 6: rows run without cache, and with no position restart for the library to detect."""
-    policy = tiny_llama()
+    policy = with_attention(tiny_llama(), "dense")
     seen = []
     base = policy.model.model
     whole = base.forward

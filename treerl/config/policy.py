@@ -29,8 +29,9 @@ class PolicySettings(Section):
     """auto: bfloat16 on a GPU that has it, else float32."""
     device: str = "auto"
     """auto: cuda when there is one, else cpu."""
-    attention: Literal["auto", "dense", "runs", "flex"] = "auto"
-    """How packed trees attend; auto chooses by device and length of the pack."""
+    attention: Literal["auto", "dense", "runs", "flex", "blocks"] = "auto"
+    """How packed trees attend; auto chooses by model, device and length of the pack. blocks: a plain Llama on
+    CPU alone, run in few kernels; fastest for small models and short paths."""
     lora: LoraSettings | None = None
     """Train adapters instead of the whole model; None: the whole model."""
     gradient_checkpointing: bool = False

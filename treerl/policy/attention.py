@@ -27,7 +27,8 @@ NAME = "treerl"
 DENSE_LIMIT = 192
 """`auto` takes dense masks for rows up to this many slots; measured crossover with runs."""
 
-Variant = Literal["dense", "runs", "flex"]
+Variant = Literal["dense", "runs", "flex", "blocks"]
+"""blocks: not through the model's own forward at all, see treerl.policy.fused."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from treerl.errors import ConfigError
 from treerl.policy.attention import active, choose_variant, prepare
+from treerl.policy.attention_blocks import find_blocks
 from treerl.policy.batch import PackedBatch
+from treerl.policy.fused import DEEPEST, can_fuse, last_hidden_states
 from treerl.policy.head import Head, edge_logprobs
 from treerl.policy.model import Policy, checkpointing
 
@@ -46,7 +48,7 @@ def token_logprobs(
         edge = _tensor(edges, policy)
         rows = _tensor(row, policy)
         target = _tensor(batch.token.reshape(-1)[edges], policy)
-        hidden, head = _hidden_states(policy, batch, _tensor(before, policy))
+        hidden, head = _hidden_states(policy, batch, before)
         logprob, entropy = edge_logprobs(
             head, hidden, rows, target, temperature=temperature, with_entropy=with_entropy
         )
@@ -63,11 +65,13 @@ def is_chain(batch: PackedBatch) -> bool:
     return bool(np.all(chained | first | (batch.source < 0)))
 
 
-def _hidden_states(policy: Policy, batch: PackedBatch, before: Tensor) -> tuple[Tensor, Head]:
+def _hidden_states(policy: Policy, batch: PackedBatch, before: np.ndarray) -> tuple[Tensor, Head]:
     """Last hidden states of the flat slots `before`, [R, d], and the head for them.
 
     Where the model's head is not known, the "hidden states" are its logits under an identity head.
     """
+    if _is_fused(policy, batch):
+        return _fused_states(policy, batch, before), Head(policy.model.lm_head.weight)
     token = _tensor(batch.token, policy)
     network = policy.model
     if policy.head is not None:
@@ -82,10 +86,39 @@ def _hidden_states(policy: Policy, batch: PackedBatch, before: Tensor) -> tuple[
                 input_ids=token, position_ids=tree.position, use_cache=False, tree_attention=tree
             )
     if policy.head is not None:
-        return output.last_hidden_state.flatten(0, 1)[before], policy.head
-    logits = output.logits.flatten(0, 1)[before]
+        return output.last_hidden_state.flatten(0, 1)[_tensor(before, policy)], policy.head
+    logits = output.logits.flatten(0, 1)[_tensor(before, policy)]
     size = logits.shape[-1]
     return logits, Head(torch.eye(size, dtype=logits.dtype, device=logits.device))
+
+
+def _is_fused(policy: Policy, batch: PackedBatch) -> bool:
+    """Whether the few-kernel forward is to run `batch`. Raises ConfigError where it is asked for and cannot."""
+    if policy.attention == "auto":
+        return int(batch.position.max()) < DEEPEST and can_fuse(policy.model)
+    if policy.attention == "blocks" and not can_fuse(policy.model):
+        raise ConfigError(
+            f'policy.attention = "blocks" runs plain fp32 or fp64 Llamas on CPU, without gradient '
+            f'checkpointing; this is {type(policy.model).__name__}: set it to "auto"'
+        )
+    return policy.attention == "blocks"
+
+
+def _fused_states(policy: Policy, batch: PackedBatch, before: np.ndarray) -> Tensor:
+    """Last hidden states of the flat slots `before` by the few-kernel forward."""
+    config = policy.model.config
+    blocks = find_blocks(
+        batch,
+        heads=config.num_attention_heads,
+        groups=config.num_key_value_heads,
+        dtype=policy.dtype,
+    )
+    token, position = (
+        _tensor(column.reshape(-1)[blocks.slots], policy)
+        for column in (batch.token, batch.position)
+    )
+    hidden = last_hidden_states(policy.model, token, position, blocks)
+    return hidden[_tensor(np.searchsorted(blocks.slots, before), policy)]
 
 
 def _place(values: Tensor, edge: Tensor, batch: PackedBatch) -> Tensor:

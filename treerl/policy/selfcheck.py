@@ -19,6 +19,7 @@ from treerl.errors import ConfigError, SamplerError
 from treerl.policy.attention import Variant
 from treerl.policy.batch import PackedBatch
 from treerl.policy.forward import token_logprobs
+from treerl.policy.fused import can_fuse
 from treerl.policy.model import Policy, text_config, wrap_model
 from treerl.policy.pack import pack_trees, scatter_to_trees
 from treerl.search.sampler import Finish, Span
@@ -247,7 +248,7 @@ def twin_error(model: Any, attention: str) -> float:
     weights = np.random.default_rng(0).normal(size=sum(len(tree.tokens) for tree in trees))
     single, wanted = _single_rows(policy, trees, weights)
     worst = 0.0
-    for variant in _variants(attention, torch.device("cpu")):
+    for variant in _variants(policy):
         policy.attention = variant
         packed, gradient = _packed(policy, trees, weights)
         worst = max(worst, float((packed - single).abs().max()))
@@ -257,12 +258,16 @@ def twin_error(model: Any, attention: str) -> float:
     return worst
 
 
-def _variants(attention: str, device: torch.device) -> list[Variant]:
+def _variants(policy: Policy) -> list[Variant]:
     """Variants that training may take. On CPU flex has no backward; dense stands for the same test."""
+    attention, device = policy.attention, policy.device
     if attention == "auto":
-        return ["dense", "flex" if device.type == "cuda" else "runs"]
+        few: list[Variant] = ["blocks"] if can_fuse(policy.model) else []
+        return [*few, "dense", "flex" if device.type == "cuda" else "runs"]
     if attention == "runs":
         return ["runs"]
+    if attention == "blocks":
+        return ["blocks"]
     return ["flex"] if attention == "flex" and device.type == "cuda" else ["dense"]
 
 
@@ -274,7 +279,7 @@ def _packed(policy: Policy, trees: list[Tree], weights: Any) -> tuple[Tensor, Te
 
 def _single_rows(policy: Policy, trees: list[Tree], weights: Any) -> tuple[Tensor, Tensor]:
     """One leaf at a time through the model's own logits, so that its head is checked too."""
-    single = Policy(policy.model, None, policy.name, policy.device, policy.dtype)
+    single = Policy(policy.model, None, policy.name, policy.device, policy.dtype, attention="dense")
     longest = max(int(tree.nodes.offset[-1] + 64) for tree in trees)
     batches = pack_trees(trees, max_tokens=longest, mode="flat")
     rows = [_row(batch, b) for batch in batches for b in range(batch.shape[0])]
@@ -343,14 +348,15 @@ def check_weights(policy: Policy) -> None:
     flat = pack_trees(trees, max_tokens=4 * total, mode="flat")
     single = [_row(batch, b) for batch in flat for b in range(batch.shape[0])]
     packed = pack_trees(trees, max_tokens=2 * total, row_tokens=total, bucket=policy.bucket)
-    alone, batched = _columns(policy, single, trees), _columns(policy, flat, trees)
+    own = replace(policy, attention="dense")
+    alone, batched = _columns(own, single, trees), _columns(own, flat, trees)
     if not len(alone):
         raise SamplerError(
             f"{policy.name}: the model's log-probs are NaN: its weights are broken; set policy.model to an "
             "earlier checkpoint"
         )
     noise = max(float(np.abs(batched - alone).mean()), FLOOR)
-    for variant in _variants(policy.attention, policy.device):
+    for variant in _variants(policy):
         tree = _columns(replace(policy, attention=variant), packed, trees)
         error = float(np.abs(tree - alone).mean())
         log.debug("packing self-check of %s: mean %.1e, noise %.1e", policy.name, error, noise)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from treerl.plain_llama import is_plain_llama
 from treerl.samplers.cache import RowCache
 
 COPY_BYTES = 512 << 20
 """Joined weights may take this much memory; a larger model is bound by arithmetic, not by launches."""
-_STATIC_ROPE = {"default", "linear", "llama3", "yarn"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,22 +121,8 @@ def _join(*parts: nn.Linear) -> Tensor:
 
 def can_fuse(model: PreTrainedModel) -> bool:
     """Whether `FusedLlama` computes what this model computes."""
-    if type(model) is not LlamaForCausalLM:
+    if not is_plain_llama(model):
         return False
-    config = model.config
-    rope = getattr(config, "rope_parameters", None) or {}
     linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    # An adapter wraps a layer and holds Linears itself: the layers must be where the joined weights are read.
-    plain = all(type(m) is nn.Linear and m.bias is None for m in linears) and not any(
-        hasattr(m, "base_layer") for m in model.modules()
-    )
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     joined = sum(m.weight.nbytes for m in linears) - model.lm_head.weight.nbytes
-    return (
-        plain
-        and not hooked
-        and model.dtype == torch.float32
-        and config.hidden_act == "silu"
-        and rope.get("rope_type", "default") in _STATIC_ROPE
-        and joined <= COPY_BYTES
-    )
+    return model.dtype == torch.float32 and joined <= COPY_BYTES
