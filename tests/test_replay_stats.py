@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, span, star_tree
 from treerl.problem import Problem
 from treerl.replay.bound import ReadBound
+from treerl.replay.pool import Pool, PoolSettings
 from treerl.replay.reuse import cached_solutions, stored_prompts
 from treerl.replay.stats import Drawn, check, problems, stats
 from treerl.replay.store import Store
@@ -65,6 +67,17 @@ def test_totals_and_what_a_run_drew_from_another(store):
     assert a.drawn_from == ()
     assert (b.steps, b.trees, b.leaves, b.right, b.cached) == (2, 3, 2 + 5, 1, 6)
     assert b.drawn_from == (Drawn("a", draws=2, solutions=1, tokens=6),)
+    # 36 tokens for 7 fresh leaves: two leaves of another run saved about 10.
+    assert (b.generated, b.saved, a.saved) == (36, 10, 0)
+
+
+def test_rows_drawn_from_the_pools_of_a_run_are_counted(store):
+    run = next(info.id for info in store.runs() if info.name == "a")
+    pool = Pool(store, run, "good", PoolSettings())
+    pool.put({1: 1.0, 2: 1.0}, step=0)
+    for step in (1, 2):
+        pool.draw(2, step=step, generator=np.random.default_rng(step))
+    assert [found.replayed for found in stats(store).runs] == [4, 0]
 
 
 def test_problems_are_listed_with_their_fresh_leaves(store):

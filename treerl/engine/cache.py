@@ -30,7 +30,17 @@ def stats(url: str, *, console: Console | None) -> dict[str, Any]:
         }
         totals |= {f"verdicts {name}": count for name, count in found.verdicts.items()}
         console.print(render_mapping("", totals))
-        names = ("name", "steps", "trees", "leaves", "right", "generated", "cached")
+        names = (
+            "name",
+            "steps",
+            "trees",
+            "leaves",
+            "right",
+            "generated",
+            "cached",
+            "saved",
+            "replayed",
+        )
         rows = [
             [getattr(run, name) for name in names]
             + [", ".join(f"{d.run}: {d.solutions} ({d.tokens} tokens)" for d in run.drawn_from)]

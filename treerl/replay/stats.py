@@ -27,7 +27,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class RunStats:
-    """Whole trees of one run. `leaves`, `right`, `generated`: fresh ones; `cached`: tokens from the cache."""
+    """Whole trees of one run. `leaves`, `right`, `generated`: fresh ones; `cached`: tokens from the cache.
+
+    saved: tokens that as many fresh leaves as it took from others would have cost at the run's own mean, an
+    estimate. replayed: rows of its own that it drew from its pools.
+    """
 
     id: str
     name: str
@@ -38,6 +42,8 @@ class RunStats:
     generated: int
     cached: int
     drawn_from: tuple[Drawn, ...]
+    saved: int
+    replayed: int
 
 
 @dataclass(frozen=True)
@@ -132,15 +138,33 @@ def _runs(connection: sa.Connection) -> tuple[RunStats, ...]:
         .group_by(run.c.id, run.c.name)
         .order_by(run.c.created_us, run.c.id)
     )
-    drawn = _drawn(connection)
-    return tuple(
-        RunStats(
-            *(row.id, row.name, row.steps, row.trees),
-            *(int(row.leaves), int(row.right), int(row.generated), int(row.cached)),
-            tuple(drawn.get(row.id, ())),
+    drawn, replayed = _drawn(connection), _replayed(connection)
+    found = []
+    for row in connection.execute(query):
+        sources = tuple(drawn.get(row.id, ()))
+        others = sum(source.draws for source in sources if source.run != row.name)
+        found.append(
+            RunStats(
+                *(row.id, row.name, row.steps, row.trees),
+                *(int(row.leaves), int(row.right), int(row.generated), int(row.cached)),
+                sources,
+                saved=round(others * int(row.generated) / max(int(row.leaves), 1)),
+                replayed=replayed.get(row.id, 0),
+            )
         )
-        for row in connection.execute(query)
+    return tuple(found)
+
+
+def _replayed(connection: sa.Connection) -> dict[str, int]:
+    """By run, how often it drew an item of its pools."""
+    pool, item, use = schema.pool, schema.item, schema.item_use
+    query = (
+        sa.select(pool.c.run_id, sa.func.sum(use.c.times))
+        .join(item, item.c.pool_id == pool.c.id)
+        .join(use, use.c.item_id == item.c.id)
+        .group_by(pool.c.run_id)
     )
+    return {str(run_id): int(times) for run_id, times in connection.execute(query)}
 
 
 def _drawn(connection: sa.Connection) -> dict[str, list[Drawn]]:
