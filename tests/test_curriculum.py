@@ -116,8 +116,8 @@ def test_impossible_phases_are_refused(settings, message):
         parse_recipe({"curriculum": {"kind": "drive", **settings}})
 
 
-def test_phases_come_back_from_the_store_and_the_first_one_stays():
-    with Store.open("sqlite://") as store:
+def test_phases_come_back_from_the_store_and_the_first_one_stays(any_url):
+    with Store.open(any_url) as store:
         run = store.start_run("a", {})
         first = Phase(0, 0, "rounds", ("aa", "bb"), {"aa": (0, 4), "cc": (3, 4)}, 77)
         put_phase(store, run, first)
