@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 
 from treerl import __version__
 from treerl.cli.common import console
+from treerl.cli.export import export_app
 from treerl.cli.inspect import inspect_app
 from treerl.cli.recipes import recipe_app
 from treerl.cli.replay import replay_app
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(run_app)
 app.add_typer(inspect_app)
+app.add_typer(export_app)
 app.add_typer(replay_app, name="replay")
 app.add_typer(recipe_app, name="recipe")
 
