@@ -67,6 +67,7 @@
 
   function drawScale() {
     const shade = shadeOf(state.colour), place = at("scale");
+    drawTitles();
     place.replaceChildren(element("span", "quiet", shade.legend));
     for (let i = 0; i <= 4; i++) {
       const value = shade.low + (i / 4) * (shade.high - shade.low);
@@ -114,6 +115,26 @@
     return "→ " + (node.answer === null ? "no answer" : visible(node.answer)) + odd;
   }
 
+  // q and visits always, and what colour carries where it is neither.
+  function figures(node, shade) {
+    const shades = [shadeOf("q"), shadeOf("visits")];
+    if (!shades.includes(shade)) shades.push(shade);
+    return shades.map((each) => {
+      const cell = element("span", "figure " + each.name.split(" ")[0]);
+      if (!node) return cell;
+      cell.textContent = written(each, each.values[node.row]);
+      if (each === shade) paint(cell, each, each.values[node.row]);
+      return cell;
+    });
+  }
+
+  function drawTitles() {
+    const names = ["q", "visits"];
+    if (!names.includes(state.colour)) names.push(state.colour);
+    at("titles").replaceChildren(...names.map((name) => element("span", "figure " + name.split(" ")[0],
+      name.split(" ").pop())), element("span", "words", "span"));
+  }
+
   function drawLine(line, index) {
     const kinds = ["row"], node = byRow.get(line.row), shade = shadeOf(state.colour);
     if (line.hidden) kinds.push("elided");
@@ -125,20 +146,16 @@
     const made = element("div", kinds.join(" "));
     made.style.top = index * LINE + "px";
     made.dataset.index = index;
-    const figure = element("span", "figure"), visits = element("span", "visits");
+    const cells = figures(line.hidden ? null : node, shade);
     const guide = element("span", "guide");
     guide.style.width = 16 * Math.min(line.depth, 40) + "px";
     if (line.hidden) {
       const spans = line.hidden.reduce((sum, row) => sum + 1 + spansBelow(row), 0);
       const words = `… ${plural(line.hidden.length, "branch", "branches")} without a right leaf ` +
         `(${plural(spans, "span")})`;
-      made.append(figure, visits, guide, element("span", "words", words));
+      made.append(...cells, guide, element("span", "words", words));
       return made;
     }
-    const value = shade.values[line.row];
-    figure.textContent = written(shade, value);
-    paint(figure, shade, value);
-    visits.textContent = node.visits.toLocaleString("en");
     const folded = state.folded.has(line.row);
     const fold = element("span", "fold", node.children.length ? (folded ? "▸" : "▾") : "");
     const mark = element("span", "mark" + ({ "◆": " right", "◇": " wrong", "▲": " wrong" }[node.mark] || ""),
@@ -146,7 +163,7 @@
     const words = element("span", "words", line.row === 0 ? visible(data.tree.question) : node.words);
     const end = folded ? `⊞ ${plural(spansBelow(line.row), "span")}, ` +
       `${node.right_leaves}/${node.leaves} right` : answerOf(node);
-    made.append(figure, visits, guide, fold, mark, words, element("span", "answer", end));
+    made.append(...cells, guide, fold, mark, words, element("span", "answer", end));
     return made;
   }
 
@@ -195,7 +212,7 @@
       if (Object.keys(node.detail).length) out.push(["detail", visible(JSON.stringify(node.detail))]);
     }
     for (const other of node.draw.judgements) {
-      out.push([`${other.verifier} ${other.version}`, `${other.outcome}, reward ${other.reward}`]);
+      out.push([other.verifier, `${other.outcome}, reward ${other.reward}; version ${other.version}`]);
     }
     const draw = node.draw;
     if (draw.policy !== undefined) {
