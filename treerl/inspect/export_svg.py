@@ -188,14 +188,15 @@ def _span(view: TreeView, place: _Place, shade: Shade, paper: Paper) -> list[str
     node = view.nodes[place.line.row]
     if node.row == ROOT:
         return [f'<circle cx="{MARGIN + 3}" cy="{place.y:.1f}" r="4" fill="{paper.quiet}"/>']
-    fill, ink = _colours(shade.style(node.row), paper)
+    heat = shade.tokens is not None
+    fill, ink = _colours("" if heat else shade.style(node.row), paper)
     x, y, width = place.x, place.y - BAR / 2, place.end - place.x
     stroke = f' stroke="{paper.right}" stroke-width="1.6"' if node.best else ""
     parts = [f"<g><title>{_tooltip(node, shade)}</title>"]
     parts.append(_rect(x, y, width, fill, f' rx="3"{stroke}'))
-    if shade.tokens is not None:
+    if heat:
         parts += _heat(node, shade, x, y, width)
-    parts.append(_words(node, x, place.y, width, "" if shade.tokens is not None else ink, paper))
+    parts.append(_words(node, x, place.y, width, "" if heat else ink, paper))
     if place.below:
         label = _label(node, shade)
         parts.append(_text(x + 1, y - 3.5, label, "label", paper))
@@ -225,7 +226,7 @@ def _words(node: NodeView, x: float, y: float, width: float, ink: str, paper: Pa
 
     on its own colour. ink: "" over heat, where letters get a halo instead.
     """
-    text = fit(visible(node.text), int((width - 1) / CELL))
+    text = fit(visible(node.text), int((width + 0.5) / CELL))
     if not text.strip() or (text == "…" and node.text != "…"):
         return ""
     cells = cell_len(text)
