@@ -25,7 +25,7 @@ def table_scans(store):
         else:
             cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             lines = [detail for *_, detail in cursor.fetchall()]
-            found = [m[1] for line in lines if (m := re.match(r"SCAN (\w+)", line))]
+            found = [m[1] for line in lines if (m := re.match(r"SCAN (?!CONSTANT ROW)(\w+)", line))]
         scanned.extend((table, statement) for table in found)
 
     sa.event.listen(store.engine, "before_cursor_execute", explain)

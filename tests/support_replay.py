@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from treerl.problem import Problem
+from treerl.replay.bound import ReadBound
 from treerl.replay.keys import PolicyRef, Provenance, VerifierRef
+from treerl.replay.reuse import cached_solutions, stored_prompts
 from treerl.replay.store import Store
 from treerl.search.sampler import Finish, Origin, Span
 from treerl.search.tree import ROOT, Tree
@@ -77,6 +79,36 @@ def branched_tree(seed=3):
     tree.nodes.selected[e] = False
     tree.meta["wave"] = {"sizes": [3, 2]}
     return tree, {a: "7+5=12", b: "7+5=12", d: "no", e: "runs on"}
+
+
+def fill_two_runs(store):
+    """Runs "a" and "b", one tree and three; two of the latter have a solution of the former."""
+    first, second = store.start_run("a", {}), store.start_run("b", {})
+    tree, texts = star_tree(leaves=([4, 5, 2], [6, 2]), rewards=(1.0, 0.0))
+    store.put_tree(first, tree, step=0, problem=PROBLEM, provenance=provenance(), texts=texts)
+    asked = stored_prompts(store, tokenizer="chars")
+    ((found,),) = cached_solutions(
+        store,
+        asked,
+        tokenizer="chars",
+        verifier=VERIFIER,
+        bound=ReadBound(second, store.position()),
+        max_per_problem=3,
+    )
+    for step in range(2):
+        tree = Tree([1, 9, 3], seed=step, max_completion_length=64)
+        tree.judge(tree.graft(ROOT, found.span(), source=found.draw), found.verdict)
+        tree.judge(tree.append(tree.request(ROOT, 1), 0, span([8, 8, 8, 2])), Verdict("timeout"))
+        store.put_tree(second, tree, step=step, problem=PROBLEM, provenance=provenance())
+    tree, texts = branched_tree()
+    store.put_tree(
+        second,
+        tree,
+        step=1,
+        problem=Problem("2", "2", "chain"),
+        provenance=provenance(),
+        texts=texts,
+    )
 
 
 def assert_same_tree(left, right):

@@ -1,49 +1,17 @@
 import numpy as np
 import pytest
-import sqlalchemy as sa
 
-from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, span, star_tree
-from treerl.problem import Problem
-from treerl.replay.bound import ReadBound
+from tests.support_replay import PROBLEM, fill_two_runs
+from treerl.replay.check import check
 from treerl.replay.pool import Pool, PoolSettings
-from treerl.replay.reuse import cached_solutions, stored_prompts
-from treerl.replay.stats import Drawn, check, problems, stats
+from treerl.replay.stats import Drawn, problems, stats
 from treerl.replay.store import Store
-from treerl.search.tree import ROOT, Tree
-from treerl.verifiers.verdict import Verdict
 
 
 @pytest.fixture
 def store(any_url):
     with Store.open(any_url) as store:
-        first, second = store.start_run("a", {}), store.start_run("b", {})
-        tree, texts = star_tree(leaves=([4, 5, 2], [6, 2]), rewards=(1.0, 0.0))
-        store.put_tree(first, tree, step=0, problem=PROBLEM, provenance=provenance(), texts=texts)
-        asked = stored_prompts(store, tokenizer="chars")
-        ((found,),) = cached_solutions(
-            store,
-            asked,
-            tokenizer="chars",
-            verifier=VERIFIER,
-            bound=ReadBound(second, store.position()),
-            max_per_problem=3,
-        )
-        for step in range(2):
-            tree = Tree([1, 9, 3], seed=step, max_completion_length=64)
-            tree.judge(tree.graft(ROOT, found.span(), source=found.draw), found.verdict)
-            tree.judge(
-                tree.append(tree.request(ROOT, 1), 0, span([8, 8, 8, 2])), Verdict("timeout")
-            )
-            store.put_tree(second, tree, step=step, problem=PROBLEM, provenance=provenance())
-        tree, texts = branched_tree()
-        store.put_tree(
-            second,
-            tree,
-            step=1,
-            problem=Problem("2", "2", "chain"),
-            provenance=provenance(),
-            texts=texts,
-        )
+        fill_two_runs(store)
         yield store
 
 
@@ -94,35 +62,3 @@ def test_stats_of_an_empty_cache(any_url):
         assert (found.trees, found.tokens, found.runs) == (0, 0, ())
         assert problems(store) == []
         assert list(check(store)) == []
-
-
-def test_sound_cache_passes_the_check(store):
-    assert list(check(store)) == []
-
-
-@pytest.mark.parametrize(
-    ("table", "column", "message"),
-    [
-        ("node", "tokens", "tokens of draw"),
-        ("prompt", "tokens", "tokens of its prompt"),
-        ("draw", "logprobs", "log-probs"),
-        ("draw", "entropies", "entropies"),
-    ],
-)
-def test_flipped_bit_is_found(store, table, column, message):
-    with store.write() as connection:
-        row, data = connection.exec_driver_sql(
-            f"SELECT id, {column} FROM {table} ORDER BY id DESC"
-        ).first()
-        flipped = bytes([data[0] ^ 1]) + data[1:]
-        statement = sa.text(f"UPDATE {table} SET {column} = :flipped WHERE id = :row")
-        connection.execute(statement, {"flipped": flipped, "row": row})
-    assert any(message in line and line.startswith("tree 4") for line in check(store))
-
-
-def test_changed_question_is_found(store):
-    with store.write() as connection:
-        connection.exec_driver_sql("UPDATE problem SET question = '7+4=' WHERE id = 1")
-    found = list(check(store))
-    assert {line.split(":")[0] for line in found} == {"tree 1", "tree 2", "tree 3"}
-    assert "problem's key" in found[0]

@@ -15,7 +15,7 @@ from tests.support_replay import (
 from treerl.errors import StoreError
 from treerl.problem import Problem
 from treerl.replay import rows, schema
-from treerl.replay.stats import check
+from treerl.replay.check import check
 from treerl.replay.store import Store, new_run_id
 from treerl.search.sampler import Finish
 from treerl.search.tree import ROOT, Tree

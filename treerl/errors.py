@@ -35,3 +35,7 @@ class StoreError(TreerlError):
 
 class SchemaMismatch(StoreError):
     """The database was made by another version of treerl; the message has the command that helps."""
+
+
+class LeaseLost(StoreError):
+    """Another worker has taken over the tree that this one claimed; nothing of it was written."""

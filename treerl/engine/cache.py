@@ -12,6 +12,7 @@ from treerl.errors import ConfigError, StoreError
 from treerl.inspect.render import render_mapping, render_rows
 from treerl.replay import database
 from treerl.replay import stats as figures
+from treerl.replay.check import check as check_store
 from treerl.replay.store import Store
 from treerl.replay.transfer import export_solutions, import_solutions
 
@@ -126,7 +127,7 @@ def upgrade(url: str) -> str:
 def check(url: str, *, console: Console | None) -> list[str]:
     """Re-hashes every key; returns what does not match."""
     with Store.open(url, create=False) as store:
-        problems = list(figures.check(store))
+        problems = list(check_store(store))
     if console is not None:
         for line in problems:
             console.print(line, highlight=False)

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from treerl.errors import StoreError
+from treerl.errors import LeaseLost, StoreError
 from treerl.replay import schema
 from treerl.replay.entry import (
     chunks,
@@ -27,11 +27,20 @@ TreeName = tuple[int, int, int]
 """Step, problem id and number: what names a tree within its run."""
 
 _STORED = sa.select(
-    *(schema.tree.c[name] for name in ("id", "step", "problem_id", "number", "content_key"))
+    *(
+        schema.tree.c[name]
+        for name in ("id", "step", "problem_id", "number", "state", "content_key")
+    )
 ).where(
     schema.tree.c.run_id == sa.bindparam("b_run"),
     schema.tree.c.step.in_(sa.bindparam("b_steps", expanding=True)),
     schema.tree.c.problem_id.in_(sa.bindparam("b_problems", expanding=True)),
+)
+_TICKET = sa.delete(schema.tree).where(
+    schema.tree.c.id == sa.bindparam("b_ticket"),
+    schema.tree.c.state == "running",
+    schema.tree.c.owner == sa.bindparam("b_owner"),
+    schema.tree.c.attempts == sa.bindparam("b_attempts"),
 )
 _NEW_TREES = schema.tree.insert().returning(schema.tree.c.id, sort_by_parameter_order=True)
 _NODES = sa.select(schema.node.c.path_key, schema.node.c.start, schema.node.c.id).where(
@@ -73,13 +82,14 @@ class TreesEntry:
         new: dict[TreeName, TreeRows] = {}
         stored = self._stored(names)
         for name, data in zip(names, self.trees, strict=True):
-            if name in stored:
-                self._check_same(data, *stored[name])
+            if name in stored and stored[name].state == "done":
+                self._check_same(data, stored[name].id, stored[name].content_key)
             elif name in new:
                 self._check_same(data, None, new[name].tree["content_key"])
             else:
+                self._redeem(data, queued=name in stored)
                 new[name] = data
-        ids = {name: tree_id for name, (tree_id, _) in stored.items()}
+        ids = {name: row.id for name, row in stored.items()}
         if new:
             ids |= self._enter(new, prompts)
         return [ids[name] for name in names]
@@ -96,10 +106,10 @@ class TreesEntry:
             row["key"]: ids.get(row["key"]) or self.known[table.name, row["key"]] for row in rows
         }
 
-    def _stored(self, names: Sequence[TreeName]) -> dict[TreeName, tuple[int, bytes]]:
-        """Id and content key of those of these trees that the run has stored."""
+    def _stored(self, names: Sequence[TreeName]) -> dict[TreeName, Any]:
+        """Those of these trees that the run has stored or queued."""
         return {
-            (row.step, row.problem_id, row.number): (row.id, row.content_key)
+            (row.step, row.problem_id, row.number): row
             for steps in chunks(step for step, _, _ in names)
             for problems in chunks(problem for _, problem, _ in names)
             for row in self.connection.execute(
@@ -109,11 +119,28 @@ class TreesEntry:
 
     def _check_same(self, data: TreeRows, tree_id: int | None, content_key: bytes) -> None:
         if content_key != data.tree["content_key"]:
+            if data.claim is not None:
+                raise LeaseLost(
+                    f"another worker has finished the tree of ticket {data.claim.ticket}"
+                )
             which = "in the same batch" if tree_id is None else f"tree {tree_id}"
             raise StoreError(
                 f"run {self.run_id} has stored another tree for step {data.step} of this problem "
                 f"({which}): adopt it, or start the run under a new id"
             )
+
+    def _redeem(self, data: TreeRows, *, queued: bool) -> None:
+        """Takes away the ticket of a tree that was searched under a lease."""
+        claim = data.claim
+        if claim is None:
+            if queued:
+                raise StoreError(
+                    f"the tree of step {data.step} of this problem is queued in run {self.run_id}: claim it"
+                )
+            return
+        ticket = {"b_ticket": claim.ticket, "b_owner": claim.owner, "b_attempts": claim.attempts}
+        if self.connection.execute(_TICKET, ticket).rowcount == 0:
+            raise LeaseLost(f"the lease of ticket {claim.ticket} ended and another worker has it")
 
     def _enter(
         self, new: Mapping[TreeName, TreeRows], prompts: Mapping[bytes, int]
@@ -144,7 +171,7 @@ class TreesEntry:
                 "step": step,
                 "number": number,
                 "state": "done",
-                "attempts": 1,
+                "attempts": 1 if data.claim is None else data.claim.attempts,
                 "created_us": created,
             }
             for ((step, problem_id, number), data), prompt_id in zip(

@@ -1,4 +1,4 @@
-"""A `Tree` as rows of the tables and back, exactly; arrays and dicts alone, no SQL.
+"""A `Tree` as rows of the tables (back again in treerl.replay.decode); arrays and dicts alone, no SQL.
 
 Encoding is a snapshot: the tree may change afterwards. What cannot be brought back (NaN log-probs of
 sampled tokens, infinities) is refused here, before anything is written.
@@ -17,21 +17,30 @@ from treerl.errors import StoreError
 from treerl.problem import Problem
 from treerl.replay.keys import Provenance, path_key, problem_key, prompt_key
 from treerl.search.sampler import Finish, Origin
-from treerl.search.tree import NO_PARENT, Tree
+from treerl.search.tree import Tree
 from treerl.verifiers.verdict import Verdict
 
 Row = dict[str, Any]
 Columns = dict[str, list[Any]]
 """Many rows, as one list a column: a batch of trees is entered without a dict for each row."""
 
-Stored = Mapping[Any, Any]
-"""A row as the database gives it, by column name."""
-
 RIGHT_AT = 1.0
 """A reward from which a solution counts as right, in counts and as the default of what is reused."""
 
-_FINISH_NAMES = {int(finish): finish.name.lower() for finish in Finish}
-_ORIGIN_NAMES = {int(origin): origin.name.lower() for origin in Origin}
+FINISH_NAMES = {int(finish): finish.name.lower() for finish in Finish}
+ORIGIN_NAMES = {int(origin): origin.name.lower() for origin in Origin}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A tree leased to a worker (treerl.replay.lease). `attempts`: claims of it, this one included."""
+
+    ticket: int
+    owner: str
+    problem: Problem
+    step: int
+    number: int
+    attempts: int
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class TreeRows:
 
     nodes, draws: one a draw but the prompt, in the order of the tree's draws; visits: one a node. solutions:
     one an ended path. verdicts: one a judged leaf. The last three and `draws` name paths by `path_key`.
+    claim: the ticket that the tree replaces, if it was searched under a lease.
     """
 
     step: int
@@ -53,6 +63,7 @@ class TreeRows:
     verdicts: Columns
     visits: Columns
     provenance: Provenance
+    claim: Claim | None = None
 
 
 def encode(
@@ -63,6 +74,7 @@ def encode(
     problem: Problem,
     provenance: Provenance,
     texts: Mapping[int, str],
+    claim: Claim | None = None,
 ) -> TreeRows:
     """All rows of a tree. `texts`: response text of ended leaves, by node row. Raises StoreError."""
     check(tree)
@@ -76,13 +88,7 @@ def encode(
     return TreeRows(
         step=step,
         number=number,
-        problem={
-            "key": problem_id,
-            "kind": problem.kind,
-            "question": problem.question,
-            "truth": problem.truth,
-            "columns": _json(dict(problem.columns), "columns of the problem"),
-        },
+        problem=problem_row(problem),
         prompt={
             "key": prompt_id,
             "tokenizer": provenance.tokenizer,
@@ -96,7 +102,19 @@ def encode(
         verdicts=_verdicts(tree, ended, keys, details),
         visits=_visits(tree, details),
         provenance=provenance,
+        claim=claim,
     )
+
+
+def problem_row(problem: Problem) -> Row:
+    """The `problem` row of a problem, without id."""
+    return {
+        "key": problem_key(problem),
+        "kind": problem.kind,
+        "question": problem.question,
+        "truth": problem.truth,
+        "columns": _json(dict(problem.columns), "columns of the problem"),
+    }
 
 
 def check(tree: Tree) -> None:
@@ -152,6 +170,7 @@ def _tree_row(tree: Tree) -> Row:
         "max_completion_length": tree.max_completion_length,
         "meta": _json(tree.meta, "meta of the tree"),
         "content_key": content_key(tree),
+        "state_key": state_key(tree),
         "n_nodes": len(nodes),
         "n_leaves": int(fresh.sum()),
         "n_right": int((nodes.reward[fresh] >= RIGHT_AT).sum()),
@@ -181,6 +200,50 @@ def content_key(tree: Tree) -> bytes:
         np.asarray(tree.nodes.draw, "<i4").tobytes(),
         np.asarray(tree.nodes.stop, "<i8").tobytes(),
     )
+
+
+_STATE_COLUMNS = {
+    "visits": "<i8",
+    "parent": "<i4",
+    "offset": "<i8",
+    "value_sum": "<f8",
+    "prior": "<f8",
+    "finish": "i1",
+    "reward": "<f8",
+    "origin": "i1",
+    "chosen_by_token": "?",
+    "selected": "?",
+}
+
+
+def state_key(tree: Tree) -> bytes:
+    """16 bytes over all else that comes back: statistics, verdicts, meta, versions and mask of tokens."""
+    nodes, tokens = tree.nodes, tree.tokens
+    verdicts = [
+        [row, v.outcome, _plain(v.reward), v.answer, dict(v.detail), _plain(v.seconds)]
+        for row, v in sorted(tree.verdicts.items())
+    ]
+    return digest(
+        "state",
+        tree.max_completion_length,
+        # Read back once: what JSON does to keys that are no strings happens before the key is taken.
+        canonical_json(json.loads(_json([tree.meta, verdicts], "meta or a verdict's detail"))),
+        np.asarray(tree.draws.k, "<i4").tobytes(),
+        np.asarray(tokens.policy_version, "<i4").tobytes(),
+        np.asarray(tokens.mask, "?").tobytes(),
+        *(_plain_bytes(getattr(nodes, name), dtype) for name, dtype in _STATE_COLUMNS.items()),
+    )
+
+
+def _plain(value: float | None) -> float | None:
+    """As databases give it back: no integer, no negative zero."""
+    return None if value is None else float(value) + 0.0
+
+
+def _plain_bytes(values: NDArray[Any], dtype: str) -> bytes:
+    if dtype == "<f8":
+        values = np.where(np.isnan(values), np.nan, values + 0.0)
+    return np.asarray(values, dtype).tobytes()
 
 
 def _nodes(tree: Tree, keys: Sequence[bytes], paths: Sequence[NDArray[np.int32]]) -> Columns:
@@ -222,7 +285,7 @@ def _draws(tree: Tree, keys: Sequence[bytes]) -> Columns:
         for start, length in zip(draws.start[1:].tolist(), draws.length[1:].tolist(), strict=True)
     ]
     columns["row"] = list(range(1, len(draws)))
-    columns["finish"] = [_FINISH_NAMES[value] for value in draws.finish[1:].tolist()]
+    columns["finish"] = [FINISH_NAMES[value] for value in draws.finish[1:].tolist()]
     columns["path_key"] = list(keys[1:])
     for name, values in (("logprobs", tokens.logprob), ("entropies", tokens.entropy)):
         data = np.asarray(values, "<f4").tobytes()
@@ -271,8 +334,8 @@ def _visits(tree: Tree, details: Mapping[int, str | None]) -> Columns:
     columns["draw_row"] = nodes.draw.tolist()
     columns["prior"] = absent_as_none(nodes.prior)
     columns["reward"] = absent_as_none(nodes.reward)
-    columns["finish"] = [_FINISH_NAMES[value] for value in nodes.finish.tolist()]
-    columns["origin"] = [_ORIGIN_NAMES[value] for value in nodes.origin.tolist()]
+    columns["finish"] = [FINISH_NAMES[value] for value in nodes.finish.tolist()]
+    columns["origin"] = [ORIGIN_NAMES[value] for value in nodes.origin.tolist()]
     verdicts = [tree.verdicts.get(row) for row in range(len(nodes))]
     columns["outcome"] = [v and v.outcome for v in verdicts]
     columns["answer"] = [v and v.answer for v in verdicts]
@@ -296,97 +359,3 @@ def _json(value: Any, what: str) -> str:
         return canonical_json(value)
     except (TypeError, ValueError) as error:
         raise StoreError(f"the {what} cannot be stored as JSON: {error}") from None
-
-
-# Back ----------------------------------------------------------------------------------------------------
-
-_FINISHES = {name: value for value, name in _FINISH_NAMES.items()}
-_ORIGINS = {name: value for value, name in _ORIGIN_NAMES.items()}
-
-
-def decode(
-    head: Stored,
-    draws: Sequence[Stored],
-    visits: Sequence[Stored],
-) -> Tree:
-    """The tree from its `tree` row (with the prompt's `tokens`), its draws (with `tokens`), its visits."""
-
-    prompt = np.frombuffer(head["tokens"], "<i4")
-    tree = Tree.from_columns(
-        _node_columns(visits),
-        _draw_columns(draws, len(prompt), head["seed"]),
-        _token_columns(draws, prompt),
-        seed=head["seed"],
-        max_completion_length=head["max_completion_length"],
-    )
-    tree.meta = json.loads(head["meta"])
-    for visit in visits:
-        if visit["outcome"] is not None:
-            tree.verdicts[visit["row"]] = Verdict(
-                visit["outcome"],
-                visit["reward"] if visit["outcome"] == "scored" else None,
-                visit["answer"],
-                json.loads(visit["detail"]) if visit["detail"] else {},
-                visit["seconds"],
-            )
-    return tree
-
-
-def _node_columns(visits: Sequence[Stored]) -> dict[str, NDArray[Any]]:
-    same = ("start", "stop", "offset", "visits", "value_sum", "chosen_by_token", "selected")
-    columns: dict[str, NDArray[Any]] = {n: np.array([v[n] for v in visits]) for n in same}
-    columns["parent"] = np.array([v["parent_row"] for v in visits])
-    columns["draw"] = np.array([v["draw_row"] for v in visits])
-    columns["prior"] = np.array([v["prior"] for v in visits], np.float64)
-    columns["reward"] = np.array([v["reward"] for v in visits], np.float64)
-    columns["finish"] = np.array([_FINISHES[v["finish"]] for v in visits])
-    columns["origin"] = np.array([_ORIGINS[v["origin"]] for v in visits])
-    return columns
-
-
-def _draw_columns(draws: Sequence[Stored], n_prompt: int, seed: int) -> dict[str, NDArray[Any]]:
-    first = {
-        "parent": NO_PARENT,
-        "offset": 0,
-        "k": 0,
-        "seed": seed,
-        "policy_version": 0,
-        "source": 0,
-    }
-    columns = {
-        name: np.array([value, *(d[name] for d in draws)], np.int64)
-        for name, value in first.items()
-    }
-    columns["finish"] = np.array([Finish.OPEN, *(_FINISHES[d["finish"]] for d in draws)])
-    columns["length"] = np.array([n_prompt, *(len(d["tokens"]) // 4 for d in draws)], np.int64)
-    columns["start"] = np.cumsum(columns["length"]) - columns["length"]
-    return columns
-
-
-def _token_columns(draws: Sequence[Stored], prompt: NDArray[np.int32]) -> dict[str, NDArray[Any]]:
-    absent = np.full(len(prompt), np.nan, np.float32)
-    versions = [np.full(len(prompt), NO_PARENT, np.int32)]
-    masks = [np.zeros(len(prompt), np.bool_)]
-    for draw in draws:
-        length = len(draw["tokens"]) // 4
-        versions.append(
-            np.full(length, draw["policy_version"], np.int32)
-            if draw["versions"] is None
-            else np.frombuffer(draw["versions"], "<i4")
-        )
-        masks.append(
-            np.ones(length, np.bool_)
-            if draw["mask"] is None
-            else np.frombuffer(draw["mask"], np.bool_)
-        )
-    floats = {
-        name: np.concatenate([absent, *(np.frombuffer(d[source], "<f4") for d in draws)])
-        for name, source in (("logprob", "logprobs"), ("entropy", "entropies"))
-    }
-    token = np.concatenate([prompt, *(np.frombuffer(d["tokens"], "<i4") for d in draws)])
-    return {
-        "token": token,
-        **floats,
-        "policy_version": np.concatenate(versions),
-        "mask": np.concatenate(masks),
-    }

@@ -33,7 +33,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Known schema revisions, oldest first; the last one is what this code reads and writes."""
 
 metadata = MetaData(
@@ -198,6 +198,8 @@ tree = Table(
     _int("max_completion_length"),
     Column("meta", Text, nullable=False),
     Column("content_key", LargeBinary(16)),
+    # Over what `content_key` leaves out; absent in trees of schema 0002 and before.
+    Column("state_key", LargeBinary(16)),
     # Fresh leaves alone: a pass rate never counts what came from the cache.
     _int("n_nodes"),
     _int("n_leaves"),

@@ -1,16 +1,12 @@
-"""Counts over a replay cache: totals, what each run drew from others, problems; and a check of all keys."""
+"""Counts over a replay cache: totals, what each run drew from others, problems."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import sqlalchemy as sa
 
-from treerl.errors import StoreError
 from treerl.problem import Problem
-from treerl.replay import rows, schema
-from treerl.replay.keys import PolicyRef, Provenance, VerifierRef
+from treerl.replay import schema
 from treerl.replay.rows import RIGHT_AT
 from treerl.replay.store import Store
 
@@ -227,84 +223,3 @@ def problems(store: Store, *, limit: int | None = None) -> list[ProblemStats]:
             )
             for row in connection.execute(query)
         ]
-
-
-# Check ---------------------------------------------------------------------------------------------------
-
-
-def check(store: Store) -> Iterator[str]:
-    """Re-hashes every whole tree from what comes back out; yields what does not match, in words.
-
-    Covers problems, prompts, nodes, solutions, draws and their arrays, and the shape of trees; not the
-    statistics, verdicts and texts, which no key names.
-    """
-    tree, prompt, problem = schema.tree, schema.prompt, schema.problem
-    heads = (
-        sa.select(
-            *(tree.c[name] for name in ("id", "content_key")),
-            *(prompt.c[name].label(f"prompt_{name}") for name in ("key", "tokenizer")),
-            problem.c.key.label("problem_key"),
-        )
-        .join(prompt, prompt.c.id == tree.c.prompt_id)
-        .join(problem, problem.c.id == tree.c.problem_id)
-        .order_by(tree.c.id)
-    )
-    if (damage := _integrity(store)) is not None:
-        yield damage
-    with store.read() as connection:
-        known = connection.execute(heads).all()
-    for head in known:
-        yield from _check_tree(store, head)
-
-
-def _integrity(store: Store) -> str | None:
-    with store.read() as connection:
-        if connection.dialect.name != "sqlite":
-            return None
-        found = connection.exec_driver_sql("PRAGMA integrity_check").scalar()
-    return None if found == "ok" else f"the database file: {found}"
-
-
-def _check_tree(store: Store, head: Any) -> Iterator[str]:
-    where = f"tree {head.id}"
-    try:
-        stored = store.load_tree(head.id)
-        again = rows.encode(
-            stored.tree,
-            step=0,
-            number=0,
-            problem=stored.problem,
-            provenance=_provenance(head.prompt_tokenizer),
-            texts={},
-        )
-    except (ValueError, KeyError, IndexError, StoreError) as error:
-        yield f"{where}: cannot be read: {error}"
-        return
-    if again.problem["key"] != head.problem_key:
-        yield f"{where}: question, truth or kind of its problem differ from the problem's key"
-    if again.prompt["key"] != head.prompt_key:
-        yield f"{where}: tokens of its prompt differ from the prompt's key"
-    if again.tree["content_key"] != head.content_key:
-        yield f"{where}: draws, tokens, log-probs or entropies differ from the tree's key"
-    draw, node, solution = schema.draw, schema.node, schema.solution
-    query = (
-        sa.select(
-            draw.c.row, node.c.path_key, node.c.start, solution.c.path_key.label("solution_key")
-        )
-        .join(node, node.c.id == draw.c.node_id)
-        .outerjoin(solution, solution.c.id == draw.c.solution_id)
-        .where(draw.c.tree_id == head.id)
-        .order_by(draw.c.row)
-    )
-    with store.read() as connection:
-        found = connection.execute(query).all()
-    expected = zip(again.nodes["path_key"], again.nodes["start"], strict=True)
-    for row, (path_key, start) in zip(found, expected, strict=True):
-        if (row.path_key, row.start) != (path_key, start):
-            yield f"{where}: tokens of draw {row.row} differ from its node's key"
-        if row.solution_key not in (None, path_key):
-            yield f"{where}: draw {row.row} ends another path than its solution's key names"
-
-
-def _provenance(tokenizer: str) -> Provenance:
-    return Provenance(tokenizer, PolicyRef("", ""), {}, VerifierRef("", ""))

@@ -23,6 +23,7 @@ from treerl.errors import StoreError
 from treerl.problem import Problem
 from treerl.replay import database, position, rows, schema
 from treerl.replay.batch import TreesEntry
+from treerl.replay.decode import decode
 from treerl.replay.entry import now_us
 from treerl.replay.faults import errors, shown
 from treerl.replay.keys import Provenance, problem_key
@@ -179,10 +180,12 @@ class Store:
         problem: Problem,
         provenance: Provenance,
         texts: Mapping[int, str] | None = None,
+        claim: rows.Claim | None = None,
     ) -> int:
         """Writes a whole tree in one transaction and returns its id.
 
         number: which tree of this run, step and problem. texts: response text of ended leaves, by node row.
+        claim: the lease under which it was searched (treerl.replay.lease).
         A tree that is already there with the same content is left as it is; with other content StoreError.
         """
         encoded = rows.encode(
@@ -192,6 +195,7 @@ class Store:
             problem=problem,
             provenance=provenance,
             texts=texts or {},
+            claim=claim,
         )
         return self.put_rows(run_id, [encoded])[0]
 
@@ -290,7 +294,7 @@ class Store:
             draws = connection.execute(_draws_of(tree_id)).mappings().all()
             seen = connection.execute(visits).mappings().all()
             first = connection.execute(head).mappings().one()
-        decoded = rows.decode(first, draws, seen)
+        decoded = decode(first, draws, seen)
         texts = {
             v["row"]: draws[v["draw_row"] - 1]["text"]
             for v in seen

@@ -46,6 +46,7 @@ class Writer:
         problem: Problem,
         provenance: Provenance,
         texts: Mapping[int, str] | None = None,
+        claim: rows.Claim | None = None,
     ) -> None:
         """Queues a snapshot of the tree, as `Store.put_tree`; waits while the queue is full."""
         self._raise()
@@ -58,6 +59,7 @@ class Writer:
             problem=problem,
             provenance=provenance,
             texts=texts or {},
+            claim=claim,
         )
         self._queue.put(encoded)
 
