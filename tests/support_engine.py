@@ -39,7 +39,12 @@ ROOT = str(Path(__file__).resolve().parents[1])
 
 TIMES = ("seconds", "time", "per_second")
 """Ends or parts of the names of metrics that measure time."""
-OF_THIS_PROCESS = ("search/trees", "search/adopted_trees", "search/prefill_tokens")
+OF_THIS_PROCESS = (
+    "search/trees",
+    "search/adopted_trees",
+    "search/prefill_tokens",
+    "search/reused_tokens",
+)
 """Metrics that tell what this process did, and so differ where trees were adopted."""
 
 

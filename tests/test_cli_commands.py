@@ -134,9 +134,34 @@ def test_inspect_shows_a_span_as_heat(world, heat):
     assert len(found["tokens"]) == len(found[heat]) > 0
 
 
+@pytest.mark.parametrize("ending", ["svg", "html", "graphml", "dot", "json"])
+def test_export_writes_a_tree_in_each_format(world, tmp_path, ending):
+    tree = treerl("inspect", "--trees", "--json").json[0]
+    file = tmp_path / f"tree.{ending}"
+    done = treerl("export", str(tree["tree"]), str(file), "--json")
+    assert done.exit_code == 0, done.stderr
+    assert done.json["estimator"] == "sibling_rloo"
+    assert done.json["bytes"] == file.stat().st_size
+    assert tree["question"] in file.read_text(encoding="utf-8")
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_watched_search_has_a_line_a_tree_without_a_terminal(world):
+    done = treerl("search", "quickstart", *sets(), "-n", "2", "--watch")
+    assert done.exit_code == 0
+    for number in (1, 2):
+        assert f"tree {number}/2: " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (["export", "99", "x.svg"], 1, "no tree 99"),
+        (["export", "1", "x.pdf"], 2, "choose an ending of .svg, .html"),
+        (["export", "1", "x.svg", "--colour", "warm"], 2, "--colour warm"),
+        (["export", "1", "x.svg", "--paper", "red"], 2, "--paper red"),
+        (["export", "1", "x.svg", "--estimator", "luck"], 2, "estimator luck"),
+        (["export", "1", "absent/x.svg"], 1, "cannot write absent/x.svg"),
         (["inspect", "99"], 1, "no tree 99"),
         (["inspect", "1", "--node", "99"], 2, "--node 99"),
         (["inspect", "1", "--node", "1", "--heat", "warm"], 2, "--heat warm"),

@@ -51,6 +51,31 @@ def test_ctrl_c_restores_the_terminal_and_says_how_to_go_on(tmp_path):
     assert "Traceback" not in received
 
 
+def test_a_watched_search_shows_its_tree_and_keeps_a_line_of_each(tmp_path):
+    code, received = treerl_on_terminal(
+        tmp_path, *("search", "quickstart", *SMALL, "-n", "3", "--watch")
+    )
+    assert code == 0
+    assert is_restored(received)
+    shown = plain(received)
+    assert "prefix tokens reused" in shown
+    assert "tree 1 of 3  " in shown
+    for number in (1, 2, 3):
+        assert f"tree {number}/3: " in shown
+
+
+def test_ctrl_c_in_a_watched_search_restores_the_terminal(tmp_path):
+    code, received = treerl_on_terminal(
+        tmp_path,
+        *("search", "quickstart", *SMALL, "-n", "3", "--watch"),
+        prepare=signal_at,
+        given=("treerl.search.scheduler:_Run.sample", 4, signal.SIGINT),
+    )
+    assert code == 1
+    assert is_restored(received)
+    assert "interrupted" in plain(received[received.rfind(SHOW_CURSOR) :])
+
+
 def test_an_error_restores_the_terminal_and_is_said_after_the_view(tmp_path):
     with Store.open(f"sqlite:///{tmp_path}/empty.db") as store, store.read() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar()

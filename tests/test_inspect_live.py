@@ -37,6 +37,8 @@ ROW = {
     "search/depth_per_tree": 2.0,
     "search/leaves_per_tree": 6.0,
     "search/nodes_per_tree": 9.0,
+    "search/prefill_tokens": 1200,
+    "search/reused_tokens": 800,
     "search/solved": 0.5,
     "search/tokens_per_second": 23_463.6,
     "search/trees": 80,
@@ -124,7 +126,7 @@ def test_the_view_has_every_figure():
         "pass@1 0.300 → 0.400   step 4",
         "23.5k tok/s drawn   15k tok/s trained",
         "80 of 9.0 spans, 6.0 leaves, depth 2.0   packed x2.53   3 without signal",
-        "7 leaves in 4 trees",
+        "7 leaves in 4 trees   40% of 2k prefix tokens reused",
         "477 scored   0 skipped   3 failed (2 timeouts, 1 errors)",
     ):
         assert part in text, part
@@ -163,9 +165,10 @@ def test_wide_terminals_have_two_trees_side_by_side():
 
 def test_a_watched_search_counts_and_shows_its_tree():
     view = view_tree(star([1.0, 0.0, None]), decode, question="2*3=", truth="6")
-    state = Watched(2, 0, 1200, 2.0, 3, 2, 1, 0, "tree 1 of 2", view)
+    state = Watched(1200, 2.0, 3, 30, 10, judged=2, right=1, title="tree 1 of 2", view=view)
     text = "\n".join(shown(watch_lines(state, width=100, height=20)))
-    assert "600 tok/s   1.2k tokens drawn   3 cached leaves" in text
+    assert "600 tok/s drawn   1.2k tokens so far" in text
+    assert "3 leaves   75% of 40 prefix tokens reused" in text
     assert "2 judged   1 right" in text
     assert "tree 1 of 2  1 of 3 right  2*3=" in text
     assert len(watch_lines(state, width=100, height=2)) == 2

@@ -150,6 +150,21 @@ def test_a_failed_judgement_is_an_error_verdict_and_the_search_goes_on():
         assert counts.outcomes == {"error": 3}
 
 
+def test_a_watcher_sees_whole_trees_between_steps_of_the_sampler():
+    one, seen = growth(CURE), []
+
+    def look():
+        tree = one.tree
+        assert sorted(tree.walk()) == list(range(len(tree)))
+        assert tree.n_generated == int((tree.nodes.stop - tree.nodes.start)[1:].sum())
+        seen.append(tree.n_generated)
+
+    list(grow([one], FakeSampler(eos_bias=-2.5), judge_with(), decode_text, on_round=look))
+    assert seen[0] == 0
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2
+
+
 def test_counts():
     counts = Counts()
     sampler = FakeSampler(eos_bias=-2.5)

@@ -32,6 +32,7 @@ METRICS: dict[str, str] = {
     "search/generated_tokens": "tokens of this step's trees, cached ones not counted",
     "search/prefill_tokens": "prompt and prefix tokens encoded in this step",
     "search/discarded_tokens": "tokens drawn in this step that are in no tree: their continuation was given up",
+    "search/reused_tokens": "prefix tokens that were not encoded in this step because another row had them",
     "search/trees": "trees that were searched in this step",
     "search/adopted_trees": "trees taken from the store after a resume instead of being searched again",
     "search/dropped_prompts": "prompts over sampler.max_prompt_length or without room in the model's context",

@@ -70,6 +70,9 @@ def search(
     problems: Annotated[
         int, typer.Option("--problems", "-n", min=1, help="Problems of the task")
     ] = 8,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show the tree of the current problem as it grows")
+    ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -88,6 +91,7 @@ def search(
             prompt=prompt,
             truth=truth,
             problems=problems,
+            watch=watch,
             console=console(),
             quiet=as_json,
         )

@@ -34,20 +34,27 @@ PLAIN_EVERY = 10
 """Steps between lines where there is no terminal."""
 REDRAWS_PER_SECOND = 2
 """Of figures that change once a step, and of clocks."""
+MOST_REDRAWS_PER_SECOND = 4
+"""Of a tree that is watched as it grows."""
 
 Decode = Callable[[Sequence[int]], str]
 
+Body = Callable[[int, int], list[Text]]
+"""Lines that change with the work, not with the clock, for a width and at most a height."""
+
 
 class Display:
-    """What one command shows. `quiet` (for --json) shows nothing."""
+    """What one command shows. `quiet` (for --json) shows nothing; `brisk` redraws as often as is allowed."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, brisk: bool = False) -> None:
         self.console = console
         self._quiet = quiet
+        self._redraws = MOST_REDRAWS_PER_SECOND if brisk else REDRAWS_PER_SECOND
         self.is_live = not quiet and console.is_terminal and not console.is_dumb_terminal
         self._bars: dict[str, Bar] = {}
         self._training: Training | None = None
         self._decode: Decode = str
+        self._body: Body = lambda width, height: []
         self._changes = 0
         self._drawn: tuple[tuple[int, int, int] | None, Segments] = None, Segments([])
         self._exit = ExitStack()
@@ -58,7 +65,7 @@ class Display:
                 self,
                 console=self.console,
                 transient=True,
-                refresh_per_second=REDRAWS_PER_SECOND,
+                refresh_per_second=self._redraws,
                 redirect_stderr=sys.stderr.isatty(),
             )
             self._exit.enter_context(live)
@@ -87,12 +94,6 @@ class Display:
             self._drawn = key, Segments(list(console.render(Group(*lines), options)))
         yield self._drawn[1]
 
-    def _body(self, width: int, height: int) -> list[Text]:
-        """What changes with a step, not with the clock."""
-        if self._training is not None:
-            return training_lines(self._training, width=width, height=height)
-        return []
-
     def say(self, text: str) -> None:
         """One line that stays, above the view."""
         if not self._quiet:
@@ -110,13 +111,19 @@ class Display:
         if total is not None and done >= total:
             del self._bars[name]
 
+    def show(self, body: Body) -> None:
+        """Below the bars stands `body` from now on; called again when what it shows has changed."""
+        self._body = body
+        self._changes += 1
+
     # Training --------------------------------------------------------------------------------------------
 
     def begin_training(self, step: int, total: int, decode: Decode) -> None:
         """A run of `total` steps begins, or goes on behind `step`. decode: token ids to text."""
         if self.is_live:
             self._decode = decode
-            self._training = Training(total)
+            self._training = state = Training(total)
+            self.show(lambda width, height: training_lines(state, width=width, height=height))
             self.advance("training", step, total)
 
     def evaluated(self, label: str, figures: Mapping[str, float]) -> None:

@@ -38,6 +38,7 @@ class Searched:
     dropped_prompts: int = 0
     counts: Counts = field(default_factory=Counts)
     prefill_tokens: int = 0
+    reused_tokens: int = 0
     discarded_tokens: int = 0
     seconds: float = 0.0
 
@@ -60,8 +61,11 @@ def search_step(
     stored: Mapping[TreeName, Tree] | None = None,
     cached: Mapping[str, Sequence[CachedSolution]] | None = None,
     on_tree: Callable[[Searched, int], None] = lambda searched, index: None,
+    on_round: Callable[[Searched], None] = lambda searched: None,
 ) -> Searched:
     """Grows one tree a problem; `on_tree` hears of each the moment it is finished.
+
+    on_round: called often while trees grow, between steps of the sampler.
 
     stored: trees this run already has for the step, taken as they are. cached: solutions of other searches
     by problem key, grafted under the root before the search begins.
@@ -102,10 +106,12 @@ def search_step(
             request_s=session.recipe.sampler.request_timeout_s,
             item_s=session.recipe.verifier.timeout_s,
         ),
+        on_round=lambda: on_round(out),
     ):
         on_tree(out, index_of[id(done.tree)])
     after = session.sampler.stats
     out.prefill_tokens = after["prefill_tokens"] - before["prefill_tokens"]
+    out.reused_tokens = after["reused_tokens"] - before["reused_tokens"]
     out.discarded_tokens = after["discarded_tokens"] - before["discarded_tokens"]
     out.seconds = time.perf_counter() - begun
     return out
@@ -190,6 +196,7 @@ def search_metrics(searched: Searched) -> dict[str, float]:
         "completions/clipped_ratio": _mean(_joined(finishes) == Finish.LENGTH),
         "search/generated_tokens": searched.generated_tokens,
         "search/prefill_tokens": searched.prefill_tokens,
+        "search/reused_tokens": searched.reused_tokens,
         "search/discarded_tokens": searched.discarded_tokens,
         "search/trees": len(trees) - len(searched.adopted),
         "search/adopted_trees": len(searched.adopted),

@@ -79,11 +79,11 @@ class Training:
 class Watched:
     """A search that is watched: the tree shown, and what all its trees have cost so far."""
 
-    trees: int = 0
-    finished: int = 0
     generated_tokens: int = 0
     seconds: float = 0.0
     cached_leaves: int = 0
+    reused_tokens: int = 0
+    prefill_tokens: int = 0
     judged: int = 0
     right: int = 0
     failed: int = 0
@@ -207,17 +207,24 @@ def _figures(row: Mapping[str, Any]) -> list[Text]:
     if "train/tree_token_ratio" in row:
         shapes.append(f"packed x{row['train/tree_token_ratio']:.2f}")
     shapes.append(f"{row['credit/dropped_trees']:.0f} without signal")
-    cached = (
-        f"{row['replay/cached_leaves']:.0f} leaves in {row['replay/trees_with_cache']:.0f} trees"
-    )
+    cached = [
+        f"{row['replay/cached_leaves']:.0f} leaves in {row['replay/trees_with_cache']:.0f} trees",
+        _reused(row["search/reused_tokens"], row["search/prefill_tokens"]),
+    ]
     failed = row["verify/timeout"] + row["verify/error"]
     verdicts = [f"{row['verify/scored']:.0f} scored", f"{row['verify/skipped']:.0f} skipped"]
-    lines = [_line("speed", speed), _line("trees", shapes), _line("cache", [cached])]
+    lines = [_line("speed", speed), _line("trees", shapes), _line("cache", cached)]
     broken = f"{failed:.0f} failed"
     if failed:
         broken += f" ({row['verify/timeout']:.0f} timeouts, {row['verify/error']:.0f} errors)"
     lines.append(_line("verdicts", verdicts).append(f"   {broken}", "bold red" if failed else ""))
     return lines
+
+
+def _reused(reused: float, encoded: float) -> str:
+    """Which part of the prefix tokens was not run through the model again."""
+    whole = reused + encoded
+    return f"{reused / whole if whole else 0.0:.0%} of {count(whole)} prefix tokens reused"
 
 
 def _line(name: str, parts: Sequence[str] = (), *, style: str = "dim") -> Text:
@@ -270,15 +277,15 @@ def _beside(left: list[Text], right: list[Text], width: int) -> list[Text]:
 def watch_lines(state: Watched, *, width: int, height: int) -> list[Text]:
     """A watched search in at most `height` lines: counters, then the tree that grows."""
     speed = state.generated_tokens / state.seconds if state.seconds > 0 else 0.0
-    parts = [
-        f"{count(speed)} tok/s",
-        f"{count(state.generated_tokens)} tokens drawn",
-        f"{state.cached_leaves} cached leaves",
+    speeds = [f"{count(speed)} tok/s drawn", f"{count(state.generated_tokens)} tokens so far"]
+    cached = [
+        f"{state.cached_leaves} leaves",
+        _reused(state.reused_tokens, state.prefill_tokens),
     ]
     judged = [f"{state.judged} judged", f"{state.right} right"]
     if state.failed:
         judged.append(f"{state.failed} failed")
-    lines = [_line("search", parts), _line("verdicts", judged)]
+    lines = [_line("speed", speeds), _line("cache", cached), _line("verdicts", judged)]
     if state.view is not None and height - len(lines) >= 3:
         lines += [Text(), *_tree_block(state.title, state.view, width, height - len(lines) - 1)]
     return lines[:height]

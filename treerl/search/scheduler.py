@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from typing import assert_never
@@ -109,6 +109,7 @@ def grow(
     *,
     in_order: bool = False,
     limits: Limits = NO_LIMITS,
+    on_round: Callable[[], None] = lambda: None,
 ) -> Iterator[Growth]:
     """Grows trees side by side and yields each when it is finished, in order of finishing.
 
@@ -121,6 +122,7 @@ def grow(
     growths: taken one by one, as the sampler has room.
     in_order: take verdicts in the order in which leaves were submitted, before the sampler goes on. What is
     batched together, and with it rounding, then depends on no clock; the sampler waits for slow verdicts.
+    on_round: called before each step of the sampler, when all trees are whole.
     """
     run = _Run(sampler, judge, decode, Counts() if counts is None else counts, in_order, limits)
     waiting = iter(growths)
@@ -131,6 +133,7 @@ def grow(
             yield from run.take_finished()
             if not run.active:
                 return
+            on_round()
             run.sample()
             yield from run.collect()
     finally:
