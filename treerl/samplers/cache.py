@@ -68,6 +68,21 @@ class RowLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         seen = slice(window.low, stop)
         return self.keys[: window.rows, :, seen], self.values[: window.rows, :, seen]
 
+    def write(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """`update` of one column, [rows, heads, size]; returns [rows * heads, k + 1, size]."""
+        if not self.is_initialized:
+            self.lazy_initialization(keys[:, :, None], values[:, :, None])
+        assert self.keys is not None
+        assert self.values is not None
+        window = self.window
+        self.keys[: window.rows, :, window.column] = keys
+        self.values[: window.rows, :, window.column] = values
+        seen = slice(window.low, window.column + 1)
+        return (
+            self.keys[: window.rows, :, seen].flatten(0, 1),
+            self.values[: window.rows, :, seen].flatten(0, 1),
+        )
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that `update` will return."""
         return self.get_seq_length() + query_length, 0

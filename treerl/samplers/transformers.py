@@ -237,6 +237,8 @@ class TransformersSampler:
                 torch.from_numpy(np.maximum(columns - start, 0)).to(self._device),
             )
             encoded.window.column = width
+            if self._fused is not None:
+                self._fused.reorder(encoded)
         rows = self._cache.append(lengths[which], 1)
         self._cache.fill(rows, encoded, torch.from_numpy(which).to(self._device))
         self._rows.append([item for group in groups for item in group])
@@ -315,8 +317,8 @@ class TransformersSampler:
     def _one_token(self, cache: RowCache, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Logits float[rows, V] of a step; mask bool[rows, t]."""
         if self._fused is not None:
-            bias = additive(mask, torch.float32)[:, None, None]
-            return self._fused.step(ids, bias, positions, cache)
+            bias = additive(mask, torch.float32)[:, None]
+            return self._fused.step(ids[:, 0], bias, positions[:, 0], cache)
         if self._masks_by_hand:
             mask = additive(mask, self._model.dtype)[:, None, None]
         attention = decoding(self._model) if self._grouped else contextlib.nullcontext()
