@@ -284,7 +284,7 @@ def browse(
             return state
 
         if tree_id is not None:
-            library.open(tree_id)  # a tree that is not there is said before the screen is taken
+            library.store.load_tree(tree_id)  # absent: said before the screen is taken
         else:
             # The tokenizer's imports take seconds: they begin while a person reads the list.
             threading.Thread(target=library.warm, daemon=True).start()

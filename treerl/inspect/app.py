@@ -49,7 +49,8 @@ class ForestScreen(InspectScreen):
         self._title, self._read, self._of_trees = title, read, of_trees
         self._all: Sequence[Item] = ()
         self._items: list[Item] = []
-        self._sort, self._where, self._now = SORTS[0], "", now_us()
+        self._sort, self._where, self._note = SORTS[0], "", ""
+        self._now = now_us()
 
     def on_mount(self) -> None:
         """Reads the cache."""
@@ -70,6 +71,7 @@ class ForestScreen(InspectScreen):
         )
         if not self._all:
             head.append("\nno trees here yet: `treerl search quickstart` grows some", "not bold")
+        head.append(f"\n{self._note}" if self._note else "", "not bold italic")
         self.put("#head", head)
         titles = forest_titles(self.size.width - GUTTER, of_trees=self._of_trees)
         self.put("#titles", Text("  ", style="dim underline").append_text(titles))
@@ -92,9 +94,9 @@ class ForestScreen(InspectScreen):
         """A filter; one that is none is said, and the old one stays."""
         try:
             arrange((), where=text, sort=self._sort)
-            self._where = text
+            self._where, self._note = text, ""
         except TreerlError as error:
-            self.notify(str(error), severity="error")
+            self._note = str(error)
         self._paint()
 
     def action_filter(self) -> None:
@@ -215,11 +217,7 @@ class TreeScreen(InspectScreen):
 
     def action_zoom(self) -> None:
         """The details alone on the screen, or beside the tree again."""
-        if self.maximized is not None:
-            self.action_back()
-        else:
-            self.maximize(self.query_one("#pane"), container=False)
-            self.query_one("#pane").focus()
+        self.zoom(not self.has_class("zoomed"))
         self.call_after_refresh(self._paint_detail)
 
     def action_copy(self) -> None:

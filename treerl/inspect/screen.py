@@ -69,11 +69,15 @@ class InspectScreen(Screen[None]):
         """Closes what is open, the last thing first."""
         if self.query_one("#ask").has_class("asking"):
             self._close()
-        elif self.maximized is not None:
-            self.minimize()
-            self.lines.focus()
+        elif self.has_class("zoomed"):
+            self.zoom(False)
         elif len(self.app.screen_stack) > 2:
             self.app.pop_screen()
+
+    def zoom(self, on: bool) -> None:
+        """The pane alone, with the keys; or the lines with it."""
+        self.set_class(on, "zoomed")
+        self.query_one("#pane" if on else "#lines").focus()
 
     def _close(self) -> None:
         self.query_one("#ask").remove_class("asking")
