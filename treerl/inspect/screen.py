@@ -22,6 +22,7 @@ COMMON: list[BindingType] = [
     key("question_mark", "app.help", "help", "?"),
     key("escape", "back", "back", "esc"),
     key("q", "app.quit", "quit"),
+    key("ctrl+c", "app.quit", "quit", foot=False),
 ]
 """Keys of every screen; they come last, so that a narrow footer shows a screen's own first."""
 
