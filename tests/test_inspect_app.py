@@ -89,7 +89,9 @@ def test_from_the_forest_to_a_tree_and_back(store):
         assert "handmade" in cursor_line(seen)
         await pilot.press("end", "enter")
         await until(pilot, on(app, TreeScreen))
-        assert "tree 1 · handmade step 0 · truth 6 · 1/4 right" in seen()
+        assert (
+            "tree 1 · 1/4 right · truth 6 · 6 spans · 19 tokens drawn · handmade step 0" in seen()
+        )
         assert "● the prompt, 4 tokens" in cursor_line(seen)
         await pilot.press("n")
         await until(pilot, lambda: "◆ span 2" in seen())

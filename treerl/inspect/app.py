@@ -248,6 +248,7 @@ class InspectApp(App[None]):
     """The inspector over one cache. tree_id: the tree to begin with; None: the forest."""
 
     CSS_PATH = "app.tcss"
+    TITLE = "treerl inspect"
     ENABLE_COMMAND_PALETTE = False
 
     def __init__(self, title: str, read: Read, open: Open, *, tree_id: int | None = None) -> None:

@@ -151,7 +151,7 @@ def forest_titles(width: int, *, of_trees: bool) -> Text:
     titles += f"{'spans':>6} {'tokens':>7} " if of_trees and width >= 90 else ""
     titles += f"{'when':<11} " if width >= 80 else ""
     titles += "run" if of_trees else "question"
-    return Text(fit(titles, width), style="dim underline")
+    return Text(fit(titles, width).ljust(width), style="dim underline")
 
 
 def forest_line(item: Item, width: int, *, now_us: int, of_trees: bool, found: str = "") -> Text:

@@ -67,10 +67,10 @@ class Opened:
         return recipe
 
     @property
-    def title(self) -> str:
-        """Which tree this is, in one line."""
+    def title(self) -> tuple[str, str]:
+        """Which tree this is, and of which run and step."""
         info = self.stored.info
-        return f"tree {info.id} · {info.run} step {info.step}"
+        return f"tree {info.id}", f"{info.run} step {info.step}"
 
     def span_texts(self, row: int) -> list[str]:
         """The text of each token of a span, as it reads behind the tokens before it."""

@@ -134,11 +134,11 @@ def render_header(view: TreeView, layout: Layout, *, most: int = 12) -> Text:
     return text
 
 
-def render_brief(view: TreeView, layout: Layout, title: str, *, width: int) -> Text:
-    """The header of the app, three lines: which tree, the question, the scale."""
+def render_brief(view: TreeView, layout: Layout, name: str, of: str, *, width: int) -> Text:
+    """The header of the app: tree `name`, its figures, the run and step it is `of`; question; scale."""
     question = view.question or view.nodes[ROOT].text
     text = Text(no_wrap=True, overflow="ellipsis")
-    text.append(fit(f"{title} · {' · '.join(_figures(view))}", width - 2) + "\n")
+    text.append(fit(" · ".join([name, *_figures(view), of]), width - 2) + "\n")
     text.append(fit(visible(question), width - 2) + "\n", style="bold")
     text.append_text(render_scale(layout.shade))
     return text
@@ -149,8 +149,8 @@ def _figures(view: TreeView) -> list[str]:
     root = view.nodes[ROOT]
     cached = sum(node.cached and not node.children for node in view.nodes.values())
     figures = [
-        f"truth {visible(view.truth)}" if view.truth else "no truth given",
         f"{root.right_leaves}/{root.leaves} right",
+        f"truth {visible(view.truth)}" if view.truth else "no truth given",
         f"{len(view.nodes):,d} spans",
         f"{view.n_generated:,d} tokens drawn",
     ]
@@ -179,7 +179,7 @@ def render_titles(layout: Layout) -> Text:
     for shade in layout.columns:
         cells.append(f"{fit(shade.title, layout.column(shade)):<{layout.column(shade)}}")
     cells.append("span")
-    return Text(fit(" ".join(cells), layout.width), style="dim underline")
+    return Text(fit(" ".join(cells), layout.width).ljust(layout.width), style="dim underline")
 
 
 # Lines -----------------------------------------------------------------------------------------------------

@@ -19,27 +19,27 @@ ENTROPY_TOP = 2.0
 """Nats at the top of every entropy scale: one fixed scale, so that certainty never looks like doubt."""
 RISING = (
     "",
-    "black on #fbe6a2",
-    "black on #f7c56b",
-    "black on #ee9450",
-    "white on #c9503c",
-    "white on #862045",
+    "#000000 on #fbe6a2",
+    "#000000 on #f7c56b",
+    "#000000 on #ee9450",
+    "#ffffff on #c9503c",
+    "#ffffff on #862045",
 )
 FALLING = (
     "",
-    "black on #f9d9b5",
-    "black on #f0b27a",
-    "black on #dd8643",
-    "white on #b65a1e",
-    "white on #7f3a0c",
+    "#000000 on #f9d9b5",
+    "#000000 on #f0b27a",
+    "#000000 on #dd8643",
+    "#ffffff on #b65a1e",
+    "#ffffff on #7f3a0c",
 )
 ABOVE = (
     "",
-    "black on #cfe3f2",
-    "black on #9dc6e4",
-    "black on #61a3d2",
-    "white on #2c74ae",
-    "white on #0f4678",
+    "#000000 on #cfe3f2",
+    "#000000 on #9dc6e4",
+    "#000000 on #61a3d2",
+    "#ffffff on #2c74ae",
+    "#ffffff on #0f4678",
 )
 LEVELS = len(RISING)
 
@@ -70,6 +70,10 @@ class Scale:
         if self.middle is None:
             return RISING[level]
         return ABOVE[level] if level >= 0 else FALLING[-level]
+
+    def ink(self, value: float | None) -> str:
+        """The same colour for the letters themselves: of blocks, which would read inverted on it."""
+        return self.style(value).rpartition(" on ")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +174,7 @@ class Credit:
 
 
 def strip_of(scale: Scale, values: NDArray[Any], *, cells: int) -> list[tuple[str, str]]:
-    """Means of at most `cells` equal pieces of `values` as (block, style) pairs; blank where unknown.
+    """Means of at most `cells` equal pieces of `values` as (block, colour) pairs; blank where unknown.
 
     Blocks grow from the bottom; on a scale with a middle those below it hang from the top.
     """
@@ -181,7 +185,7 @@ def strip_of(scale: Scale, values: NDArray[Any], *, cells: int) -> list[tuple[st
             out.append((" ", ""))
             continue
         mean = float(known.mean())
-        out.append((_block(scale, mean), scale.style(mean)))
+        out.append((_block(scale, mean), scale.ink(mean)))
     return out
 
 
