@@ -200,7 +200,7 @@ def _print_tree(
     url: str,
 ) -> None:
     tree = opened.stored.info.id
-    _say(console, " · ".join(opened.title))
+    _say(console, opened.title)
     lines = render_tree(
         opened.view,
         max_children=None if look.whole else 12,
@@ -239,7 +239,7 @@ def show_node(
     if console is not None:
         for note in policies.notes:
             _say(console, note)
-        _say(console, " · ".join(opened.title))
+        _say(console, opened.title)
         console.print(render_detail(opened, node, heat=shade, width=console.width))
         if heat == "ratio":
             _say(console, f"new: {opened.kept['scored'].policy}; old: the sampler's own log-probs")

@@ -67,10 +67,19 @@ class Opened:
         return recipe
 
     @property
-    def title(self) -> tuple[str, str]:
-        """Which tree this is, and of which run and step."""
-        info = self.stored.info
-        return f"tree {info.id}", f"{info.run} step {info.step}"
+    def title(self) -> str:
+        """Which tree this is, in one line."""
+        return f"{self.name} · {self.place}"
+
+    @property
+    def name(self) -> str:
+        """`tree ID`."""
+        return f"tree {self.stored.info.id}"
+
+    @property
+    def place(self) -> str:
+        """Its run and step."""
+        return f"{self.stored.info.run} step {self.stored.info.step}"
 
     def span_texts(self, row: int) -> list[str]:
         """The text of each token of a span, as it reads behind the tokens before it."""

@@ -103,7 +103,7 @@ class TreeState:
         """Which tree, its figures, its scale; how the two estimators compare; what could not be had."""
         view = self.opened.view
         head: list[RenderableType] = [
-            render_brief(view, self.layout(width), *self.opened.title, width=width)
+            render_brief(view, self.layout(width), self.opened.name, self.opened.place, width=width)
         ]
         if self.second is not None and self.beside:
             pair = [self.library.credit(self.opened, n) for n in (self.estimator, self.second)]
