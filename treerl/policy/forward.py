@@ -11,7 +11,7 @@ from treerl.errors import ConfigError
 from treerl.policy.attention import active, choose_variant, prepare
 from treerl.policy.attention_blocks import find_blocks
 from treerl.policy.batch import PackedBatch
-from treerl.policy.fused import DEEPEST, can_fuse, last_hidden_states
+from treerl.policy.fused import DEEPEST, last_hidden_states
 from treerl.policy.head import Head, edge_logprobs
 from treerl.policy.model import Policy, checkpointing
 
@@ -95,8 +95,8 @@ def _hidden_states(policy: Policy, batch: PackedBatch, before: np.ndarray) -> tu
 def _is_fused(policy: Policy, batch: PackedBatch) -> bool:
     """Whether the few-kernel forward is to run `batch`. Raises ConfigError where it is asked for and cannot."""
     if policy.attention == "auto":
-        return int(batch.position.max()) < DEEPEST and can_fuse(policy.model)
-    if policy.attention == "blocks" and not can_fuse(policy.model):
+        return int(batch.position.max()) < DEEPEST and policy.fused
+    if policy.attention == "blocks" and not policy.fused:
         raise ConfigError(
             f'policy.attention = "blocks" runs plain fp32 or fp64 Llamas on CPU, without gradient '
             f'checkpointing; this is {type(policy.model).__name__}: set it to "auto"'

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treerl.errors import ConfigError
 from treerl.policy.attention import NAME, register
+from treerl.policy.fused import can_fuse
 from treerl.policy.head import Head
 from treerl.policy.lora import (
     ADAPTER_CONFIG,
@@ -36,6 +37,7 @@ class Policy:
 
     name: the `policy.model` setting. attention: the `policy.attention` setting.
     head: how its logits follow from the last hidden state; None where only the model itself knows.
+    fused: whether treerl.policy.fused can run it.
     """
 
     model: Any
@@ -45,6 +47,7 @@ class Policy:
     dtype: torch.dtype
     attention: str = "auto"
     head: Head | None = None
+    fused: bool = False
 
     @property
     def row_tokens(self) -> int:
@@ -155,7 +158,9 @@ def wrap_model(
     if gradient_checkpointing:
         enable_checkpointing(model)
     dtype = next(model.parameters()).dtype
-    return Policy(model, tokenizer, name, device, dtype, attention, find_head(model))
+    return Policy(
+        model, tokenizer, name, device, dtype, attention, find_head(model), can_fuse(model)
+    )
 
 
 def enable_checkpointing(model: Any) -> None:

@@ -19,7 +19,6 @@ from treerl.errors import ConfigError, SamplerError
 from treerl.policy.attention import Variant
 from treerl.policy.batch import PackedBatch
 from treerl.policy.forward import token_logprobs
-from treerl.policy.fused import can_fuse
 from treerl.policy.model import Policy, text_config, wrap_model
 from treerl.policy.pack import pack_trees, scatter_to_trees
 from treerl.search.sampler import Finish, Span
@@ -262,7 +261,7 @@ def _variants(policy: Policy) -> list[Variant]:
     """Variants that training may take. On CPU flex has no backward; dense stands for the same test."""
     attention, device = policy.attention, policy.device
     if attention == "auto":
-        few: list[Variant] = ["blocks"] if can_fuse(policy.model) else []
+        few: list[Variant] = ["blocks"] if policy.fused else []
         return [*few, "dense", "flex" if device.type == "cuda" else "runs"]
     if attention == "runs":
         return ["runs"]
