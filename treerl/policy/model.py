@@ -51,8 +51,8 @@ class Policy:
 
     @property
     def row_tokens(self) -> int:
-        """`row_tokens` for pack_trees: one tree a row on CPU, full rows where attention is compiled."""
-        return sys.maxsize if self.bucket else 0
+        """`row_tokens` for pack_trees: full rows where attention is compiled or fused, else one tree a row."""
+        return sys.maxsize if self.bucket or self.fused else 0
 
     @property
     def bucket(self) -> bool:
