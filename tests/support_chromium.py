@@ -82,8 +82,10 @@ class Page:
             assert time.monotonic() < deadline
 
     def js(self, expression: str):
-        """The value of an expression in the page; an exception there fails the test."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of an expression in the page, a promise awaited; an exception there fails the test."""
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 

@@ -14,7 +14,8 @@ import pytest
 from tests.support_inspect import big_tree, grow, library, open_store, right, small_tree, wrong
 from treerl.inspect.export_graph import to_dot, to_graphml
 from treerl.inspect.export_html import script_json, to_html
-from treerl.inspect.export_svg import DARK, MOST_ROWS, PAPERS, shown_lines, tree_svg
+from treerl.inspect.export_layout import MOST_ROWS, shown_lines
+from treerl.inspect.export_svg import DARK, PAPERS, tree_svg
 from treerl.inspect.export_values import to_json
 from treerl.inspect.shade import shade_of
 from treerl.search.sampler import Finish
@@ -79,12 +80,12 @@ def test_a_figure_keeps_within_its_box(opened):
             assert 0 <= float(box.get("y")) < height - 17
 
 
-def test_heat_colours_each_token_of_a_bar(opened):
+def test_tokens_of_one_colour_are_one_bar_of_it(opened):
     hot = [
         box.get("fill")
         for box in ElementTree.fromstring(figure(opened, "entropy")).iter(f"{SVG}rect")
     ]
-    assert hot.count("#c9503c") == 3 + 1  # the three tokens of `=7.` at 1.5 nats, and the scale
+    assert hot.count("#c9503c") == 1 + 1  # the bar of `=7.` at 1.5 nats, and the scale
 
 
 def test_papers_differ_in_their_background(opened):

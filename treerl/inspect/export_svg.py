@@ -7,25 +7,30 @@ browser. What would make the figure too tall is counted in a line of its own.
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 import numpy as np
 from rich.cells import cell_len
 
+from treerl.inspect.export_layout import (
+    BAR,
+    CELL,
+    GAP,
+    MARGIN,
+    SMALL,
+    Place,
+    pixels_a_token,
+    places_of,
+    shown_lines,
+)
 from treerl.inspect.model import INNER, RIGHT, TRUNCATED, UNJUDGED, WRONG, NodeView, TreeView
-from treerl.inspect.outline import Line, Rules, outline
+from treerl.inspect.outline import Line
 from treerl.inspect.render import plural
 from treerl.inspect.shade import Shade
 from treerl.inspect.text import fit, visible
 from treerl.search.tree import ROOT
 
-MOST_ROWS = 60
-"""Rows of a figure, unless the whole tree is asked for."""
-WIDTH = 960
-"""Pixels, at least as far as bars reach; answers and the header keep within it too."""
-MARGIN, GAP, ROW, BAR, CELL, SMALL = 20, 16, 34, 17, 6.63, 5.42
-"""Pixels: border, before each span, between leaves, height of a bar, a character of 11 and of 9 pixels."""
 FONT = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, 'Liberation Mono', monospace"
 
 
@@ -48,18 +53,6 @@ CLEAR = Paper("none", *(getattr(LIGHT, name) for name in Paper.__slots__[1:]))
 PAPERS = {"light": LIGHT, "dark": DARK, "none": CLEAR}
 
 
-@dataclass(slots=True)
-class _Place:
-    """Where a line of the outline stands. x, end: of its bar; y: the middle."""
-
-    line: Line
-    parent: int
-    x: float
-    end: float
-    y: float = 0.0
-    below: list["_Place"] = field(default_factory=list)
-
-
 def tree_svg(
     view: TreeView,
     shade: Shade,
@@ -73,37 +66,22 @@ def tree_svg(
     lines = shown_lines(view, whole=whole, only_right=only_right)
     head = _head(view, title)
     top = MARGIN + 15 * len(head) + 22
-    pixels = _pixels_a_token(view, lines)
-    places, bottom = _places(view, lines, pixels, top)
+    pixels = pixels_a_token(view, lines)
+    places, bottom = places_of(view, lines, pixels, top)
     legend, end = _legend(shade, bottom + 12, paper)
     reaches = [_reach(view, place, shade) for place in places]
     reaches += [MARGIN + cell_len(text) * (CELL + 0.6) for text, _ in head]
     width = max(*reaches, end) + MARGIN
     parts = [_text(MARGIN, MARGIN + 12 + 15 * i, *pair, paper) for i, pair in enumerate(head)]
-    parts += [_link(view, above, place, paper) for above in places for place in above.below]
+    links = [(above, place) for above in places for place in above.below]
+    links.sort(key=lambda link: _is_best(view, link[1]))
+    parts += [_link(view, above, place, paper) for above, place in links]
     for place in places:
         parts.append(_elision(view, place, paper) if place.line.is_elision else "")
         if not place.line.is_elision:
             parts += _span(view, place, shade, paper)
     parts += legend
     return _document(width, bottom + 56, parts, paper, f"{title}: {view.question}")
-
-
-def shown_lines(view: TreeView, *, whole: bool, only_right: bool) -> list[Line]:
-    """The outline, its rules tightened until it has at most `MOST_ROWS` ends."""
-    lines = outline(view, Rules(only_right=only_right))
-    for most, share in [(n, 0.0) for n in (12, 8, 6, 4, 3)] + [
-        (3, share) for share in (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.1)
-    ]:
-        if whole or _ends(view, lines) <= MOST_ROWS:
-            break
-        rules = Rules(only_right=only_right, max_children=most, min_share=share)
-        lines = outline(view, rules)
-    return lines
-
-
-def _ends(view: TreeView, lines: Sequence[Line]) -> int:
-    return sum(line.is_elision or not view.nodes[line.row].children for line in lines)
 
 
 def _head(view: TreeView, title: str) -> list[tuple[str, str]]:
@@ -124,57 +102,7 @@ def _head(view: TreeView, title: str) -> list[tuple[str, str]]:
     ]
 
 
-# Places ----------------------------------------------------------------------------------------------------
-
-
-def _pixels_a_token(view: TreeView, lines: Sequence[Line]) -> float:
-    """As wide as the texts need, as narrow as the figure's width demands."""
-    shown = [view.nodes[line.row] for line in lines if not line.is_elision and line.row != ROOT]
-    tokens = sum(node.n_tokens for node in shown) or 1
-    wanted = CELL * sum(cell_len(visible(node.text)) for node in shown) / tokens
-    depth: dict[int, int] = {ROOT: 0}
-    most = 1.0
-    for node in shown:
-        depth[node.row] = depth[node.parent] + node.n_tokens
-        most = max(most, depth[node.row])
-    levels = max((len(view.path(node.row)) for node in shown), default=1)
-    room = WIDTH - 2 * MARGIN - GAP * min(levels, 24) - 110
-    return min(max(wanted, CELL) * 1.04, max(0.5, room / most))
-
-
-def _places(
-    view: TreeView, lines: Sequence[Line], pixels: float, top: float
-) -> tuple[list[_Place], float]:
-    """All lines with their coordinates, parents first, and the lower edge."""
-    places: list[_Place] = []
-    by_row: dict[int, _Place] = {}
-    y = top
-    for line in lines:
-        if line.is_elision:
-            start = by_row[line.row].end + GAP
-            place = _Place(line, line.row, start, start, y)
-        elif line.row == ROOT:
-            place = _Place(line, -1, MARGIN, MARGIN + 6, y)
-        else:
-            node = view.nodes[line.row]
-            start = by_row[node.parent].end + GAP
-            place = _Place(line, node.parent, start, start + max(4.0, node.n_tokens * pixels), y)
-        if place.parent >= 0:
-            by_row[place.parent].below.append(place)
-        if not line.is_elision:
-            by_row[line.row] = place
-        places.append(place)
-    for place in places:  # depth-first: ends come in the order of their rows
-        if not place.below:
-            place.y = y + ROW / 2
-            y += ROW
-    for place in reversed(places):
-        if place.below:
-            place.y = (place.below[0].y + place.below[-1].y) / 2
-    return places, y
-
-
-def _reach(view: TreeView, place: _Place, shade: Shade) -> float:
+def _reach(view: TreeView, place: Place, shade: Shade) -> float:
     if place.line.is_elision:
         return place.x + SMALL * cell_len(_elided(view, place.line))
     node = view.nodes[place.line.row]
@@ -184,21 +112,24 @@ def _reach(view: TreeView, place: _Place, shade: Shade) -> float:
 # Parts -----------------------------------------------------------------------------------------------------
 
 
-def _span(view: TreeView, place: _Place, shade: Shade, paper: Paper) -> list[str]:
+def _span(view: TreeView, place: Place, shade: Shade, paper: Paper) -> list[str]:
     node = view.nodes[place.line.row]
     if node.row == ROOT:
         return [f'<circle cx="{MARGIN + 3}" cy="{place.y:.1f}" r="4" fill="{paper.quiet}"/>']
-    heat = shade.tokens is not None
-    fill, ink = _colours("" if heat else shade.style(node.row), paper)
+    runs = _runs(node, shade)
     x, y, width = place.x, place.y - BAR / 2, place.end - place.x
     stroke = f' stroke="{paper.right}" stroke-width="1.6"' if node.best else ""
     parts = [f"<g><title>{_tooltip(node, shade)}</title>"]
+    fill = _colours(runs[0].style if len(runs) == 1 else "", paper)[0]
     parts.append(_rect(x, y, width, fill, f' rx="3"{stroke}'))
-    if heat:
-        parts += _heat(node, shade, x, y, width)
-    parts.append(_words(node, x, place.y, width, "" if heat else ink, paper))
+    step = width / max(1, node.n_tokens)
+    for run in runs if len(runs) > 1 else ():
+        if run.style:
+            at, wide = x + run.start * step, (run.stop - run.start) * step
+            parts.append(_rect(at, y, wide, _colours(run.style, paper)[0], ""))
+    parts += _words(node, runs, place, paper)
     if place.below:
-        label = _label(node, shade)
+        label = _label_above(node, shade, place)
         parts.append(_text(x + 1, y - 3.5, label, "label", paper))
     else:
         parts.append(_mark(node.mark, place.end + 12, place.y, paper))
@@ -208,37 +139,58 @@ def _span(view: TreeView, place: _Place, shade: Shade, paper: Paper) -> list[str
     return [*parts, "</g>"]
 
 
-def _heat(node: NodeView, shade: Shade, x: float, y: float, width: float) -> list[str]:
-    """Each token in its own colour, inside the bar; unknown ones show the bar."""
-    assert shade.tokens is not None
-    values = np.asarray(shade.tokens[node.start : node.stop], float)
-    step = width / max(1, len(values))
-    parts = []
-    for index, value in enumerate(values.tolist()):
-        style = shade.scale.style(value)
-        if style:
-            parts.append(_rect(x + index * step, y, step, style.rpartition(" ")[2], ""))
-    return parts
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Neighbouring tokens of one colour: `start` to `stop` in the span."""
+
+    start: int
+    stop: int
+    style: str
 
 
-def _words(node: NodeView, x: float, y: float, width: float, ink: str, paper: Paper) -> str:
-    """The first words of a span, as far as its bar reaches; over heat, where each token is a character, each
+def _runs(node: NodeView, shade: Shade) -> list[_Run]:
+    """A span in runs of one colour; one run where colour carries a figure a span."""
+    if shade.tokens is None:
+        return [_Run(0, node.n_tokens, shade.style(node.row))]
+    values = np.asarray(shade.tokens[node.start : node.stop], float).tolist()
+    out: list[_Run] = []
+    for index, style in enumerate(map(shade.scale.style, values)):
+        if out and out[-1].style == style:
+            out[-1] = _Run(out[-1].start, index + 1, style)
+        else:
+            out.append(_Run(index, index + 1, style))
+    return out
 
-    on its own colour. ink: "" over heat, where letters get a halo instead.
+
+def _words(node: NodeView, runs: Sequence[_Run], place: Place, paper: Paper) -> list[str]:
+    """The first words of a span, as far as its bar reaches. Over runs of several colours each character stands
+
+    on its own token where a token is a character; elsewhere letters have a halo.
     """
+    width = place.end - place.x
     text = fit(visible(node.text), int((width + 0.5) / CELL))
     if not text.strip() or (text == "…" and node.text != "…"):
-        return ""
-    cells = cell_len(text)
-    length, start = cells * CELL, x + min(4.0, max(0.5, (width - cells * CELL) / 2))
-    style = f"fill:{ink or paper.ink}"
-    if not ink:
-        halo = LIGHT.back if paper.back == "none" else paper.back
-        style += f";stroke:{halo};stroke-width:2.2px;paint-order:stroke"
-        if 0 <= node.n_tokens - cells <= 1:
-            length, start = cells * width / node.n_tokens, x
+        return []
+    length = cell_len(text) * CELL
+    start = place.x + min(4.0, max(0.5, (width - length) / 2))
+    if len(runs) == 1:
+        return [_letters(start, place.y, text, length, f"fill:{_colours(runs[0].style, paper)[1]}")]
+    if len(text) == cell_len(text) and 0 <= node.n_tokens - len(text) <= 1:
+        step, out = width / node.n_tokens, []
+        for run in runs:
+            piece = text[run.start : run.stop]
+            ink = f"fill:{_colours(run.style, paper)[1]}"
+            at = place.x + run.start * step
+            out += [_letters(at, place.y, piece, len(piece) * step, ink)] if piece.strip() else []
+        return out
+    halo = LIGHT.back if paper.back == "none" else paper.back
+    style = f"fill:{paper.ink};stroke:{halo};stroke-width:2.2px;paint-order:stroke"
+    return [_letters(start, place.y, text, length, style)]
+
+
+def _letters(x: float, y: float, text: str, length: float, style: str) -> str:
     return (
-        f'<text x="{start:.1f}" y="{y + 3.8:.1f}" textLength="{length:.1f}" '
+        f'<text x="{x:.1f}" y="{y + 3.8:.1f}" textLength="{length:.1f}" '
         f'lengthAdjust="spacingAndGlyphs" style="{style}">{xml_text(text)}</text>'
     )
 
@@ -260,9 +212,13 @@ def _mark(mark: str, x: float, y: float, paper: Paper) -> str:
     )
 
 
-def _link(view: TreeView, above: _Place, place: _Place, paper: Paper) -> str:
+def _is_best(view: TreeView, place: Place) -> bool:
+    return not place.line.is_elision and view.nodes[place.line.row].best
+
+
+def _link(view: TreeView, above: Place, place: Place, paper: Paper) -> str:
     """From the end of the parent's bar to the beginning of this one, with round corners."""
-    best = not place.line.is_elision and view.nodes[place.line.row].best
+    best = _is_best(view, place)
     style = f'stroke="{paper.right}" stroke-width="2"' if best else f'stroke="{paper.line}"'
     dash = ' stroke-dasharray="2 3"' if place.line.is_elision else ""
     drop = place.y - above.y
@@ -278,10 +234,10 @@ def _link(view: TreeView, above: _Place, place: _Place, paper: Paper) -> str:
 def _elided(view: TreeView, line: Line) -> str:
     spans, leaves, right = line.counts(view)
     branches = f"{len(line.hidden):,d} {plural(len(line.hidden), 'branch', 'branches')}"
-    return f"… {branches} {line.reason} ({spans:,d} spans, {right:,d} of {leaves:,d} right)"
+    return f"… {branches} {line.reason} ({spans:,d} {plural(spans, 'span')}, {right:,d} of {leaves:,d} right)"
 
 
-def _elision(view: TreeView, place: _Place, paper: Paper) -> str:
+def _elision(view: TreeView, place: Place, paper: Paper) -> str:
     return _text(place.x + 2, place.y + 3, _elided(view, place.line), "label", paper)
 
 
@@ -290,6 +246,17 @@ def _label(node: NodeView, shade: Shade) -> str:
     figures = [f"q {node.q:.2f}" if node.q is not None else "q -", f"n {node.visits:,d}"]
     figures += [f"{shade.title} {shade.figure(node.row)}"] if shade.title not in ("q", "n") else []
     return " · ".join(figures)
+
+
+def _label_above(node: NodeView, shade: Shade, place: Place) -> str:
+    """The label, or less of it where the next span's own begins."""
+    whole = _label(node, shade)
+    if not any(abs(other.y - place.y) < BAR for other in place.below):
+        return whole
+    room = (place.end - place.x + GAP - 3) / SMALL
+    short = shade.figure(node.row) if shade.title != "n" else f"n {node.visits:,d}"
+    shorter = (whole, whole.rpartition(" · ")[0], short)
+    return next((label for label in shorter if label and len(label) <= room), "")
 
 
 def _answer(node: NodeView, shade: Shade) -> str:
@@ -344,11 +311,11 @@ def _legend(shade: Shade, y: float, paper: Paper) -> tuple[list[str], float]:
 
 
 def _colours(style: str, paper: Paper) -> tuple[str, str]:
-    """Fill and ink of a shade's rich style (`white on #0f4678`); the paper's own where it says nothing."""
+    """Fill and ink of a shade's rich style (`#ffffff on #0f4678`); the paper's own where it says nothing."""
     if not style:
         return paper.bar, paper.ink
     ink, _, fill = style.partition(" on ")
-    return fill, {"black": "#111111", "white": "#ffffff"}[ink]
+    return fill, ink
 
 
 def _rect(x: float, y: float, width: float, fill: str, more: str) -> str:

@@ -245,10 +245,13 @@
 
   const columnsOf = (node) => Object.keys(node.columns).filter((name) => name !== "text" && name !== "id");
 
+  // A prompt has fewer columns than a span that was drawn.
+  const heatOf = (node) => (state.heat in node.columns ? state.heat : columnsOf(node)[0]);
+
   function heatChoice(node) {
     const label = element("label", "", "tokens by "), select = element("select");
     select.id = "heat";
-    for (const name of columnsOf(node)) select.append(new Option(name, name, false, name === state.heat));
+    for (const name of columnsOf(node)) select.append(new Option(name, name, false, name === heatOf(node)));
     select.addEventListener("change", () => { state.heat = select.value; drawDetail(); remember(); });
     label.append(select);
     return columnsOf(node).length ? label : element("span");
@@ -261,7 +264,7 @@
       place.append(element("span", "above", visible(span.text).replaceAll("⏎", "⏎\n")));
       if (span.children.length > 1) place.append(element("span", "cut", "┊"));
     }
-    const values = node.columns[state.heat] || [], scale = heatScale(state.heat);
+    const heat = heatOf(node), values = node.columns[heat] || [], scale = heatScale(heat);
     node.columns.text.forEach((text, index) => {
       const token = element("span", "token", visible(text).replaceAll("⏎", "⏎\n") || "∅");
       if (values.length) paint(token, scale, values[index]);
@@ -275,12 +278,12 @@
   }
 
   function highest(node) {
-    const values = node.columns[state.heat] || [], table = element("table"), head = element("tr");
+    const heat = heatOf(node), values = node.columns[heat] || [], table = element("table"), head = element("tr");
     const order = values.map((_, i) => i).filter((i) => values[i] !== null)
       .sort((a, b) => Math.abs(values[b]) - Math.abs(values[a])).slice(0, 5);
-    if (!order.length) return element("div", "quiet", `no ${state.heat} of these tokens is known`);
+    if (!order.length) return element("div", "quiet", `no ${heat} of these tokens is known`);
     head.append(element("th", "number", "place"), element("th", "", "token"),
-      element("th", "number", state.heat));
+      element("th", "number", heat));
     table.append(head);
     for (const index of order) {
       const line = element("tr");
@@ -387,8 +390,9 @@
     `${root.right_leaves}/${root.leaves} right`, plural(nodes.length, "span"),
     `${plural(tree.generated, "token")} drawn`, `ended: ${tree.meta.exit || "unknown"}`].join(" · ");
   at("origin").textContent = [`tree ${header.tree} of run ${header.run}, step ${header.step}`,
-    `${header.search} · ${header.estimator} · ${header.model}`, `seed ${header.seed}`,
-    `treerl ${header.made_by.treerl || "?"}, commit ${(header.git_commit || "unknown").slice(0, 10)}`].join(" · ");
+    header.search, header.estimator, header.model, header.seed !== null && `seed ${header.seed}`,
+    header.made_by.treerl && `treerl ${header.made_by.treerl}`,
+    header.git_commit && `commit ${header.git_commit.slice(0, 10)}`].filter(Boolean).join(" · ");
   for (const shade of data.shades) at("colour").append(new Option(shade.name, shade.name));
   at("colour").addEventListener("change", () => {
     state.colour = at("colour").value;
