@@ -3,6 +3,7 @@
 Models are loaded when something asks for them, and kept while the inspector is open.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,18 +83,31 @@ def nearest_checkpoint(run: RunInfo, step: int) -> Path:
     recipe = run.config.get("recipe", run.config)
     section = recipe.get("run", {})
     folder = str(section.get("output_dir", "")).format(name=section.get("name") or "run")
-    checkpoints = Paths(Path(folder)).checkpoints
-    steps = {
-        int(found[1]): path
-        for path in checkpoints.glob("step-*")
-        if (found := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
-    }
+    paths = Paths(Path(folder))
+    steps = (
+        {}
+        if not _is_folder_of(paths, run)
+        else {
+            int(found[1]): path
+            for path in paths.checkpoints.glob("step-*")
+            if (found := re.fullmatch(r"step-(\d+)", path.name)) and path.is_dir()
+        }
+    )
     if not steps:
         raise ConfigError(
-            f"run {run.name} has no checkpoint in {checkpoints}: give --weights FOLDER, the policy to "
-            "score with"
+            f"run {run.name} has no checkpoint in {paths.checkpoints}: give --weights FOLDER, the policy "
+            "to score with"
         )
     return steps[min(steps, key=lambda at: (abs(at - step), -at))]
+
+
+def _is_folder_of(paths: Paths, run: RunInfo) -> bool:
+    """Whether the folder is that of the run: a search has the name of the recipe's training run too."""
+    try:
+        header = json.loads(paths.recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(header, dict) and header.get("run_id") == run.id
 
 
 def _policy_section(run: RunInfo) -> Mapping[str, Any]:
