@@ -41,6 +41,7 @@ METRICS: dict[str, str] = {
     "search/depth_per_tree": "mean number of spans on a tree's longest path, the prompt's not counted",
     "search/solved": "share of trees with a right leaf among those drawn (cached ones not counted)",
     "search/seconds": "seconds of search, judging included",
+    "search/sampler_seconds": "seconds of these inside the sampler; the rest: books, waiting for verdicts",
     "search/tokens_per_second": "tokens generated now per second of search",
     "search/exit/*": "trees that stopped for this reason",
     "verify/scored": "verdicts with a reward",

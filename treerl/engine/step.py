@@ -40,6 +40,7 @@ class Searched:
     prefill_tokens: int = 0
     reused_tokens: int = 0
     discarded_tokens: int = 0
+    sampler_seconds: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -113,6 +114,7 @@ def search_step(
     out.prefill_tokens = after["prefill_tokens"] - before["prefill_tokens"]
     out.reused_tokens = after["reused_tokens"] - before["reused_tokens"]
     out.discarded_tokens = after["discarded_tokens"] - before["discarded_tokens"]
+    out.sampler_seconds = after["seconds"] - before["seconds"]
     out.seconds = time.perf_counter() - begun
     return out
 
@@ -206,6 +208,7 @@ def search_metrics(searched: Searched) -> dict[str, float]:
         "search/depth_per_tree": _mean([tree.depth() for tree in trees]),
         "search/solved": _mean([float((values >= 1.0).any()) for values in rewards]),
         "search/seconds": searched.seconds,
+        "search/sampler_seconds": searched.sampler_seconds,
         "search/tokens_per_second": counts.generated_tokens / max(searched.seconds, 1e-9),
         "replay/cached_leaves": searched.cached_leaves,
         "replay/trees_with_cache": sum(bool(tree.draws.source.any()) for tree in trees),
