@@ -78,7 +78,7 @@ class Page:
         self.events.clear()
         self.call("Page.navigate", url=file.as_uri() + fragment)
         deadline = time.monotonic() + 60
-        while self.js("document.readyState") != "complete":
+        while self.js("location.protocol + document.readyState") != "file:complete":
             assert time.monotonic() < deadline
 
     def js(self, expression: str):

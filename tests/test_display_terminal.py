@@ -1,5 +1,6 @@
 """`treerl train` on a terminal: the view is there while it works, and the terminal is restored after it."""
 
+import os
 import signal
 
 from tests.support_engine import sets, signal_at
@@ -34,6 +35,18 @@ def test_a_run_on_a_terminal_shows_its_view_and_ends_with_the_summary(tmp_path):
     summary = shown[shown.rfind("held-out  before") :]
     assert "3 steps in" in summary
     assert "mean of the leaves" not in summary
+
+
+def dumb():
+    os.environ["TERM"] = "dumb"
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path):
+    code, received = treerl_on_terminal(tmp_path, "train", "quickstart", *SMALL, prepare=dumb)
+    assert code == 0
+    assert "\x1b" not in received
+    assert "step 1/3  reward" in received
+    assert "step 3/3  reward" in received
 
 
 def test_ctrl_c_restores_the_terminal_and_says_how_to_go_on(tmp_path):

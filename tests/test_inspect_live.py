@@ -208,6 +208,16 @@ def test_wide_characters_do_not_break_the_width():
     assert line.cell_len <= 50
 
 
+def test_what_a_model_wrote_never_steers_the_terminal():
+    evil = "\x1b[2J\x07\u202egnirts\r"
+    view = view_tree(star([1.0]), lambda tokens: evil, question=evil, truth=evil)
+    view.nodes[1].answer = evil
+    state = Training(1, trees=[("best of step 1", view)])
+    text = "\n".join(line.plain for line in training_lines(state, width=120, height=20))
+    assert "␛[2J␇�gnirts␍" in text
+    assert not set("\x1b\x07\u202e\r") & set(text)
+
+
 def test_the_best_tree_is_most_right_and_the_contested_most_divided():
     trees = [star([0.0, 0.0]), star([1.0, 0.0, 0.0]), star([1.0, 0.0]), star([1.0, 1.0, 0.0])]
     assert best_and_contested(trees) == (3, 2)

@@ -5,11 +5,12 @@ Every line is one `Text` that fits the width; what does not fit into the height 
 
 from dataclasses import dataclass
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.text import Text
 
 from treerl.inspect.model import RIGHT, NodeView, TreeView
-from treerl.inspect.render import MARK_STYLES, sparkline
+from treerl.inspect.render import MARK_STYLES, plural, sparkline
+from treerl.inspect.text import fit, visible
 from treerl.search.tree import ROOT
 
 GUIDES = {"through": "│  ", "branch": "├─ ", "last": "└─ ", "blank": "   "}
@@ -33,8 +34,8 @@ def tree_lines(view: TreeView, *, width: int, most: int) -> list[Text]:
     hidden = [view.nodes[at.row] for at in placed if at.row not in kept]
     if hidden:
         right = sum(node.mark == RIGHT for node in hidden)
-        text = f"… {len(hidden)} more spans ({right} right)"
-        lines.append(Text(_fit(text, width), style="dim"))
+        text = f"… {len(hidden)} more {plural(len(hidden), 'span')} ({right} right)"
+        lines.append(Text(fit(text, width), style="dim"))
     return lines
 
 
@@ -70,7 +71,7 @@ def _keep(view: TreeView, placed: list[_Placed], most: int) -> set[int]:
 
 
 def _span_line(node: NodeView, guides: str, width: int) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis").append(_fit(guides, width // 2), "dim")
+    line = Text(no_wrap=True, overflow="ellipsis").append(fit(guides, width // 2), "dim")
     figure = "  - " if node.q is None else f"{node.q:4.2f}"
     line.append(node.mark, MARK_STYLES[node.mark])
     line.append(f" {figure} n {node.visits:<3d}", "bold" if node.best else "")
@@ -79,9 +80,8 @@ def _span_line(node: NodeView, guides: str, width: int) -> Text:
         line.append("cached ", "blue")
     answer = _answer(node)
     room = width - cell_len(line.plain) - cell_len(answer)
-    text = " ".join(node.text.replace("\n", "⏎").split())
-    line.append(_fit(text, max(0, room)), "bold" if node.best else "")
-    line.append(_fit(answer, width - cell_len(line.plain)), "dim")
+    line.append(fit(visible(node.text), max(0, room)), "bold" if node.best else "")
+    line.append(fit(answer, width - cell_len(line.plain)), "dim")
     return line
 
 
@@ -90,13 +90,4 @@ def _answer(node: NodeView) -> str:
         return ""
     if node.outcome != "scored":
         return f" {node.outcome}"
-    return f" → {' '.join((node.answer or 'no answer').split())[:24]}"
-
-
-def _fit(text: str, cells: int) -> str:
-    """`text` in at most `cells` terminal cells, an ellipsis for what was cut."""
-    if cells <= 0:
-        return ""
-    if cell_len(text) <= cells:
-        return text
-    return set_cell_size(text, cells - 1).rstrip() + "…"
+    return f" → {'no answer' if node.answer is None else fit(visible(node.answer), 24)}"

@@ -14,6 +14,7 @@ from rich.text import Text
 from treerl.inspect.lines import tree_lines
 from treerl.inspect.model import TreeView
 from treerl.inspect.render import BLOCKS
+from treerl.inspect.text import visible
 from treerl.search.sampler import Finish
 from treerl.search.tree import ROOT, Tree
 
@@ -257,9 +258,9 @@ def _tree_blocks(trees: Sequence[tuple[str, TreeView]], width: int, room: int) -
 def _tree_block(title: str, view: TreeView, width: int, room: int) -> list[Text]:
     root = view.nodes[ROOT]
     head = Text(no_wrap=True, overflow="ellipsis").append(f"{title}  ", "dim")
-    question = " ".join((view.question or root.text).split())
+    question = visible(view.question or root.text)
     head.append(f"{root.right_leaves} of {root.leaves} right  ")
-    head.append(question, "bold").append(f"  truth {view.truth}", "dim")
+    head.append(question, "bold").append(f"  truth {visible(view.truth)}", "dim")
     head.truncate(width, overflow="ellipsis")
     return [head, *tree_lines(view, width=width, most=room - 1)]
 
