@@ -11,6 +11,7 @@ from tests.support_inspect import (
     shown_tree,
     small_tree,
 )
+from treerl.errors import StoreError
 from treerl.inspect.state import TreeState
 
 
@@ -142,3 +143,12 @@ def test_what_cannot_be_had_is_said_and_the_screen_stays(look):
 
 def test_the_path_is_copied_as_text(look):
     assert look(small_tree()).path_text(2) == "2*3=3+3=6."
+
+
+def test_the_tree_is_saved_under_a_free_name(look, tmp_path):
+    state = look(small_tree())
+    first, second = state.save(tmp_path), state.save(tmp_path)
+    assert (first.name, second.name) == ("tree-1.svg", "tree-1-2.svg")
+    assert first.read_text(encoding="utf-8").startswith("<svg")
+    with pytest.raises(StoreError, match="cannot write"):
+        state.save(tmp_path / "absent")

@@ -5,6 +5,7 @@ What is shown and where the cursor goes is decided in `state`, `forest` and `ren
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -142,6 +143,7 @@ class TreeScreen(InspectScreen):
         key("t", "pick('toggle_ids')", "token ids", foot=False),
         key("z", "zoom", "details alone", foot=False),
         key("y", "copy", "copy the path as text", foot=False),
+        key("s", "save", "save the tree as SVG", foot=False),
         *COMMON,
     ]
 
@@ -225,6 +227,13 @@ class TreeScreen(InspectScreen):
         row = self.state.lines[self.lines.cursor].row
         self.app.copy_to_clipboard(self.state.path_text(row))
         self.notify(f"the path to span {row} is in the clipboard")
+
+    def action_save(self) -> None:
+        """The tree as a figure in the working folder."""
+        try:
+            self.notify(f"saved as {self.state.save(Path.cwd())}", timeout=10)
+        except TreerlError as error:
+            self.notify(str(error), severity="error", timeout=10)
 
 
 class HelpScreen(ModalScreen[None]):

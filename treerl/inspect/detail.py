@@ -16,7 +16,7 @@ from rich.text import Text
 from treerl.inspect.library import Opened
 from treerl.inspect.model import NodeView
 from treerl.inspect.render import plural, render_scale
-from treerl.inspect.shade import Shade, strip_of
+from treerl.inspect.shade import Shade, block_of
 from treerl.inspect.text import fit, visible
 from treerl.search.tree import ROOT
 
@@ -203,8 +203,7 @@ def heat_lines(
         if words.cell_len + cells > width:
             flush()
         words.append(shown, style=heat.scale.style(value) or "default")
-        block = strip_of(heat.scale, np.array([value]), cells=1)[0][0]
-        blocks.append(block + " " * (cells - 1), style="dim")
+        blocks.append(block_of(heat.scale, value) + " " * (cells - 1), style="dim")
         if shown.endswith(NEXT_LINE):
             flush()
     words.append(end, style="bold")

@@ -5,6 +5,7 @@ colour. Ramps change in lightness as well as hue, and set their own letters' col
 and light terminals and to colour-blind eyes.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class Scale:
 
     def level(self, value: float | None) -> int:
         """0 to LEVELS - 1; negative below the middle. 0 where the value is unknown."""
-        if value is None or not np.isfinite(value):
+        if value is None or not math.isfinite(value):
             return 0
         if self.middle is None:
             share = (value - self.low) / ((self.high - self.low) or 1.0)
@@ -185,7 +186,7 @@ def strip_of(scale: Scale, values: NDArray[Any], *, cells: int) -> list[tuple[st
             out.append((" ", ""))
             continue
         mean = float(known.mean())
-        out.append((_block(scale, mean), scale.ink(mean)))
+        out.append((block_of(scale, mean), scale.ink(mean)))
     return out
 
 
@@ -193,7 +194,10 @@ RISING_BLOCKS = "▁▂▃▄▅▆▇█"
 HIGHER, LOWER = "─▁▂▃▄▄", "─▔▔▀▀▀"
 
 
-def _block(scale: Scale, value: float) -> str:
+def block_of(scale: Scale, value: float) -> str:
+    """The block of one value; blank where it is unknown."""
+    if not math.isfinite(value):
+        return " "
     if scale.middle is None:
         share = (value - scale.low) / ((scale.high - scale.low) or 1.0)
         return RISING_BLOCKS[max(0, min(7, round(8 * share) - 1))]

@@ -7,14 +7,17 @@ it was and says why in `note`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from treerl.errors import TreerlError
+from treerl.errors import StoreError, TreerlError
 from treerl.inspect.compare import compare, render_comparison
 from treerl.inspect.detail import render_detail
+from treerl.inspect.export_svg import tree_svg
 from treerl.inspect.heat import HEATS, heat_of
 from treerl.inspect.library import ESTIMATORS, Library, Opened
 from treerl.inspect.outline import Line, Rules, outline
@@ -264,6 +267,26 @@ class TreeState:
         shown = [child for child in family if child in self._place]
         at = min(len(shown) - 1, max(0, shown.index(row) + step))
         return self._place[shown[at]]
+
+    def save(self, folder: Path) -> Path:
+        """Writes the tree as a figure, coloured as it is now, under a name that is free; returns its path."""
+        opened = self.opened
+        figure = tree_svg(
+            opened.view,
+            self.shade or shade_q(opened.view),
+            title=opened.title,
+            only_right=self.only_right,
+        )
+        file = folder / f"tree-{opened.stored.info.id}.svg"
+        for number in count(2):
+            if not file.exists():
+                break
+            file = folder / f"tree-{opened.stored.info.id}-{number}.svg"
+        try:
+            file.write_text(figure, encoding="utf-8")
+        except OSError as error:
+            raise StoreError(f"cannot write {file}: {error.strerror}") from error
+        return file
 
     def path_text(self, row: int) -> str:
         """Prompt and completion up to the end of a span."""
