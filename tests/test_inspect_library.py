@@ -10,7 +10,6 @@ from tests.support_inspect import (
     library,
     open_store,
     put,
-    right,
     shown_tree,
     small_tree,
     span,
@@ -29,6 +28,7 @@ from treerl.inspect.siblings import best_end, best_sibling, render_family, rende
 from treerl.inspect.text import fit, token_texts, visible
 from treerl.search.sampler import Finish
 from treerl.search.tree import ROOT, Tree
+from treerl.verifiers.verdict import Verdict
 
 
 @pytest.fixture
@@ -41,6 +41,14 @@ def opened(tmp_path):
 def words(text):
     """The words of a renderable, wherever its lines break."""
     return " ".join(text_of(text, 200).split())
+
+
+def cached_tree():
+    """A leaf of version 3 that was the second draw in the store, and one drawn by version 5."""
+    tree = Tree(list(b"2*3="), seed=9, max_completion_length=40)
+    tree.graft(ROOT, span("=6.", Finish.STOP, version=3), source=2)
+    grow(tree, ROOT, "=8.", verdict=wrong("8"), version=5)
+    return tree
 
 
 # The forest
@@ -134,14 +142,24 @@ def test_a_cached_span_names_the_tree_it_was_taken_from(tmp_path):
             source = connection.exec_driver_sql("SELECT max(id) FROM draw").scalar_one()
         tree = Tree(list(b"2*3="), seed=9, max_completion_length=40)
         tree.graft(ROOT, span("=6.", Finish.STOP), source=int(source))
-        tree.judge(1, right("6"))
+        tree.judge(1, Verdict("scored", 1.0, "6"))
         grow(tree, ROOT, "=8.", verdict=wrong("8"))
         newer = put(store, tree, run="second")[0]
         opened = library(store).open(newer)
     assert opened.origins[1].cached
     shown = words(render_detail(opened, 1, heat=None, width=200))
     assert f"the cache: tree {ids[0]} of run handmade" in shown
+    assert "by number 1; truth 6" in shown
+    assert [opened.view.nodes[row].age for row in (0, 1, 2)] == [None, None, 0]
     assert "tiny (ab12cd34)" in shown
+
+
+def test_a_cached_span_of_the_same_run_has_an_age(tmp_path):
+    store, _ = open_store(tmp_path, small_tree(), fresh := cached_tree())
+    with store:
+        view = library(store).open(2).view
+    assert (view.version, view.nodes[1].version, view.nodes[1].age) == (5, 3, 2)
+    assert fresh.draws.source[1] == 2
 
 
 def test_verdicts_of_other_verifiers_are_listed(tmp_path):

@@ -18,6 +18,7 @@ from treerl.inspect.model import NodeView
 from treerl.inspect.render import plural, render_scale
 from treerl.inspect.shade import Shade, block_of
 from treerl.inspect.text import fit, visible
+from treerl.replay.browse import Judgement
 from treerl.search.tree import ROOT
 
 CUT = "┊"
@@ -107,20 +108,22 @@ def _verdicts(opened: Opened, node: NodeView) -> Iterator[tuple[str, str]]:
         if not node.children and node.row != ROOT:
             yield "verdict", "none"
         return
-    own = _verdict(node.outcome, node.reward, node.answer, node.detail)
-    others = opened.judgements.get(int(opened.tree.nodes.draw[node.row]), ())
-    said = [
-        (f"{other.verifier} {fit(other.version, VERSION_CELLS)}", words)
-        for other in others
-        if (words := _verdict(other.outcome, other.reward, other.answer, other.detail))
-    ]
-    by = next((name for name, words in said if words == own), "a verifier that is not stored")
-    seconds = "" if node.seconds is None else f" in {1000 * node.seconds:.3g} ms"
-    yield "verdict", own
-    yield "", f"by {by}{seconds}; truth {visible(opened.view.truth) or 'unknown'}"
-    for name, words in said:
-        if name != by:
-            yield "", f"{name}: {words}"
+    yield "verdict", _verdict(node.outcome, node.reward, node.answer, node.detail)
+    stored = opened.judgements.get(int(opened.tree.nodes.draw[node.row]), ())
+    own = (node.outcome, node.reward, node.answer)
+    by = next((j for j in stored if (j.outcome, j.reward, j.answer) == own), None)
+    name = "a verifier that says otherwise today" if by is None else _verifier(by)
+    # A cached leaf has the verdict that lay in the store: nobody judged it again.
+    seconds = f" in {1000 * node.seconds:.3g} ms" if node.seconds else ""
+    yield "", f"by {name}{seconds}; truth {visible(opened.view.truth) or 'unknown'}"
+    for other in stored:
+        if other is not by:
+            words = _verdict(other.outcome, other.reward, other.answer, other.detail)
+            yield "", f"{_verifier(other)}: {words}"
+
+
+def _verifier(judgement: Judgement) -> str:
+    return f"{judgement.verifier} {fit(judgement.version, VERSION_CELLS)}"
 
 
 def _verdict(

@@ -149,6 +149,7 @@ class Library:
         problem = stored.problem
         view = view_tree(stored.tree, decode, question=problem.question, truth=problem.truth)
         origins = draw_origins(self.store, tree_id)
+        _date_own_cached(view, stored, origins)
         return Opened(stored, run, view, decode, origins, judgements(self.store, tree_id))
 
     def warm(self) -> None:
@@ -188,6 +189,14 @@ class Library:
         new = np.asarray(self.scored(opened).signals.lp_old, np.float64)
         ratio: NDArray[Any] = np.exp(new - opened.tree.tokens.logprob)
         return ratio
+
+
+def _date_own_cached(view: TreeView, stored: StoredTree, origins: Mapping[int, DrawOrigin]) -> None:
+    """The age of cached spans that the same run drew earlier: their versions do compare."""
+    for row, node in view.nodes.items():
+        origin = origins.get(int(stored.tree.nodes.draw[row]))
+        if node.cached and origin is not None and origin.source_run == stored.info.run:
+            node.age = max(0, view.version - node.version)
 
 
 def credit_settings(recipe: Mapping[str, Any], estimator: str) -> AdvantageSettings:

@@ -22,12 +22,12 @@ Decode = Callable[[Sequence[int]], str]
 class NodeView:
     """One span. q = value_sum / visits (None without visits); value = mean reward of the leaves below.
 
-    share = visits / visits of the root. leaves, right_leaves: ended paths below, itself included; spans: spans
-    below, itself not. start, stop: into the tree's token columns. entropies: nats,
-    float32[tokens]; entropy, logprob: their means, None where unknown. version: newest policy version of its
-    tokens (-1: prompt); age: versions behind the tree's newest (None on the prompt; versions of another run's
-    policy do not compare). cached: taken from the store. answer, outcome, detail: of a leaf's verdict;
-    answer is what the verifier parsed, outcome None where there is no verdict.
+    share = visits / visits of the root. leaves, right_leaves: ended paths below, itself included; spans:
+    spans below, itself not. start, stop: into the tree's token columns. entropies: nats, float32[tokens];
+    entropy, logprob: their means, None where unknown. version: newest policy version of its tokens (-1:
+    prompt); age: versions behind the tree's newest, None on the prompt and on cached spans (versions of
+    another run's policy do not compare). cached: taken from the store. answer, outcome, detail: of a leaf's
+    verdict; answer is what the verifier parsed, outcome None where there is no verdict.
     """
 
     row: int
@@ -148,7 +148,7 @@ def view_tree(tree: Tree, decode: Decode, *, question: str = "", truth: str = ""
             entropy=entropy[row],
             logprob=logprob[row],
             version=int(versions[row]),
-            age=None if row == ROOT or newest < 0 else max(0, newest - int(versions[row])),
+            age=None if row == ROOT or cached[row] else newest - int(versions[row]),
             cached=bool(cached[row]),
             chosen_by_token=bool(tree.nodes.chosen_by_token[row]),
             selected=bool(tree.nodes.selected[row]),

@@ -166,8 +166,12 @@ def render_scale(shade: Shade) -> Text:
     text.append(shade.legend, style="dim")
     text.append("  ")
     scale = shade.scale
+    last = ""
     for tick in np.linspace(scale.low, scale.high, 5).tolist():
-        text.append(f" {shade.write(tick)} ", style=scale.style(tick) or "default")
+        # A scale of whole figures may have fewer than five.
+        if (words := shade.write(tick)) != last:
+            text.append(f" {words} ", style=scale.style(tick) or "default")
+        last = words
     return text
 
 

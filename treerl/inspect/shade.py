@@ -147,9 +147,9 @@ def shade_of(name: str, view: TreeView, tree: Tree, credit: "Credit | None" = No
             return credit.shade(tree)
         case "age":
             ages: dict[int, float | None] = {row: node.age for row, node in nodes.items()}
-            oldest = max((age for age in ages.values() if age is not None), default=0.0)
+            oldest = max(1.0, *(age for age in ages.values() if age is not None), 1.0)
             legend = f"age 0 to {oldest:g} policy versions, newest v{view.version}"
-            return Shade("age", ages, Scale(0.0, max(1.0, oldest)), whole, legend)
+            return Shade("age", ages, Scale(0.0, oldest), whole, legend)
     raise ValueError(f"colour by {name!r}: choose one of {', '.join(SHADES)}")
 
 
