@@ -6,9 +6,16 @@ import pytest
 
 from tests.support_search import span
 from treerl.config import DeepSearchSearch
-from treerl.search.backup import Tally, chunks, gamma_paper, gamma_released, store_tallies
+from treerl.search.backup import (
+    Tally,
+    chunks,
+    gamma_paper,
+    gamma_released,
+    gamma_table,
+    store_tallies,
+)
 from treerl.search.sampler import Finish
-from treerl.search.select import frontier_score, ranked, uct_score
+from treerl.search.select import own_score, parent_score, ranked, uct_score
 from treerl.search.tree import ROOT, Tree
 
 PLUS, MINUS = True, False
@@ -70,6 +77,10 @@ def test_mean_counts_the_creation_visit_and_is_0_without_visits():
     tally = Tally(visits=1)
     tally.add(0.5, PLUS)
     assert tally.mean == 0.25
+
+
+def frontier_score(settings, *, parent_mean, **own):
+    return parent_score(settings, parent_mean) + own_score(settings, **own)
 
 
 def test_frontier_scores_of_the_specification():
@@ -138,10 +149,10 @@ def test_stored_scores_of_the_hand_tree():
     a1, a2, a3 = (tree.append(under_a, k, span([5 + k])) for k in range(3))
     b1, b2 = (tree.append(under_b, k, span([8 + k])) for k in range(2))
     judged = [(a1, PLUS), (a2, MINUS), (b1, PLUS), (c, PLUS)]
-    store_tallies(tree, judged, paper, 1)
+    store_tallies(tree, judged, gamma_table("paper", 0.1), 1)
     assert tree.nodes.value_sum[[ROOT, a, b, c, a1, a2, b1]].tolist() == pytest.approx(
         [0.3, 0.5, 0.5, 1, 1, -1, 1]
     )
     assert tree.nodes.visits[[ROOT, a, b, c]].tolist() == [4, 2, 1, 1]
-    store_tallies(tree, [*judged, (a3, MINUS), (b2, PLUS)], paper, 1)
+    store_tallies(tree, [*judged, (a3, MINUS), (b2, PLUS)], gamma_table("paper", 0.1), 1)
     assert tree.nodes.value_sum[[ROOT, a, b]].tolist() == pytest.approx([0.4, 0.5, 1.0])

@@ -6,6 +6,7 @@ over length-prefixed parts, so that ("ab", "c") and ("a", "bc") differ.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,14 @@ def _part_bytes(part: Part) -> bytes:
     raise TypeError(f"cannot digest {type(part).__name__}")
 
 
+def _framed(part: Part) -> bytes:
+    data = b"i%d" % part if type(part) is int else _part_bytes(part)
+    return len(data).to_bytes(8, "little") + data
+
+
 def digest(*parts: Part) -> bytes:
     """16 bytes that name this sequence of parts (arrays enter as int32 tokens)."""
-    hasher = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        data = _part_bytes(part)
-        hasher.update(len(data).to_bytes(8, "little"))
-        hasher.update(data)
-    return hasher.digest()
+    return hashlib.blake2b(b"".join(map(_framed, parts)), digest_size=16).digest()
 
 
 def digest_hex(*parts: Part) -> str:
@@ -64,6 +65,17 @@ def digest_hex(*parts: Part) -> str:
 def derive_seed(*parts: Part) -> int:
     """A seed in [0, 2**63) from any parts; never `seed + i`, which correlates neighbouring streams."""
     return int.from_bytes(digest(*parts)[:8], "little") >> 1
+
+
+def derive_seeds(*parts: Part, numbers: Iterable[int]) -> tuple[int, ...]:
+    """`derive_seed(*parts, number)` for each number; what they share is digested once."""
+    shared = hashlib.blake2b(b"".join(map(_framed, parts)), digest_size=16)
+    seeds = []
+    for number in numbers:
+        hasher = shared.copy()
+        hasher.update(_framed(number))
+        seeds.append(int.from_bytes(hasher.digest()[:8], "little") >> 1)
+    return tuple(seeds)
 
 
 def generator(*parts: Part) -> np.random.Generator:

@@ -4,14 +4,14 @@ q is a steering score, a sum and no estimate of success: once a leaf below is ri
 It does not depend on the order of backups (closed form), so one pass over the leaves gives it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal
 
 import numpy as np
 
-from treerl.search.tree import Tree
+from treerl.search.tree import NO_PARENT, Tree
 
 Gamma = Callable[[int, int], float]
 """(depth of the node, depth of the leaf), in chunks, to the weight of the leaf's outcome at the node."""
@@ -30,6 +30,21 @@ def gamma_released(depth: int, leaf_depth: int, *, floor: float) -> float:
 def make_gamma(kind: Literal["paper", "released"], floor: float) -> Gamma:
     """The depth discount that the recipe names."""
     return partial(gamma_paper if kind == "paper" else gamma_released, floor=floor)
+
+
+Gammas = Callable[[int], Sequence[float]]
+"""Depth of a leaf in chunks to the weights of its outcome at depths 0, 1, ... up to its own."""
+
+
+def gamma_table(kind: Literal["paper", "released"], floor: float) -> Gammas:
+    """`make_gamma`, each depth of a leaf computed once."""
+    gamma = make_gamma(kind, floor)
+
+    @cache
+    def gammas(leaf_depth: int) -> tuple[float, ...]:
+        return tuple(gamma(depth, leaf_depth) for depth in range(leaf_depth + 1))
+
+    return gammas
 
 
 @dataclass(slots=True)
@@ -65,15 +80,18 @@ def chunks(tokens: int, chunk_tokens: int) -> int:
 
 
 def store_tallies(
-    tree: Tree, leaves: Iterable[tuple[int, bool]], gamma: Gamma, chunk_tokens: int
+    tree: Tree, leaves: Iterable[tuple[int, bool]], gammas: Gammas, chunk_tokens: int
 ) -> None:
     """Sets visits = N and value_sum = q at the end of every node, from (leaf, right?) pairs."""
     tallies = [Tally() for _ in range(len(tree))]
     nodes = tree.nodes
+    parent = nodes.parent.tolist()
     ends = nodes.offset + nodes.stop - nodes.start - tree.n_prompt
     depths = [chunks(end, chunk_tokens) for end in ends.tolist()]
     for leaf, is_right in leaves:
-        for row in tree.path(leaf):
-            tallies[row].add(gamma(depths[row], depths[leaf]), is_right)
+        weights, row = gammas(depths[leaf]), leaf
+        while row != NO_PARENT:
+            tallies[row].add(weights[depths[row]], is_right)
+            row = parent[row]
     nodes.visits[:] = np.array([tally.visits for tally in tallies])
     nodes.value_sum[:] = np.array([tally.q for tally in tallies])

@@ -7,6 +7,7 @@ pass), a rollout without a candidate is not branched, and by default (`only_unde
 whose first rollouts all got the same reward.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +20,7 @@ from treerl.search.cut import Cut, chosen_by_token, cut_origin, points_before
 from treerl.search.sampler import Origin, Request
 from treerl.search.tree import ROOT, Tree
 
-_BRANCHES = (Origin.ENTROPY, Origin.WINDOW, Origin.RANDOM)
+_BRANCHES = (int(Origin.ENTROPY), int(Origin.WINDOW), int(Origin.RANDOM))
 
 
 @dataclass(slots=True)
@@ -38,7 +39,7 @@ class CureState(State):
     missing: int = 0
     stumps: list[int] = field(default_factory=list)
     rollouts: list[int] = field(default_factory=list)
-    sites: list[Site] = field(default_factory=list)
+    sites: deque[Site] = field(default_factory=deque)
     cut: bool = False
     without: int = 0
 
@@ -118,8 +119,9 @@ class Cure:
             if len(candidates) == 0:
                 state.without += 1
                 continue
-            seed = int(tree.draws.seed[tree.nodes.draw[row]])
-            position = int(generator(tree.seed, "cure", seed).choice(candidates))
+            seed = tree.draws.at("seed", tree.nodes.at("draw", row))
+            drawn = generator(tree.seed, "cure", seed).integers(len(candidates))
+            position = int(candidates[drawn])
             ((draw, offset),) = points_before(tree, row, [position])
             missing = self.settings.num_branches - _branches(tree, row)
             if missing > 0:
@@ -139,21 +141,24 @@ class Cure:
                 chosen_by_token=chosen_by_token(settings.cut),
             )
             if site.missing == 0:
-                state.sites.pop(0)
+                state.sites.popleft()
 
 
 def _is_rollout(tree: Tree, leaf: int) -> bool:
     """Was the whole path drawn from the root, without a branch?"""
-    origin = tree.nodes.origin
-    return not any(int(origin[row]) in _BRANCHES for row in tree.path(leaf))
+    at = tree.nodes.at
+    return not any(at("origin", row) in _BRANCHES for row in tree.path(leaf))
 
 
 def _number(tree: Tree, leaf: int) -> int:
     """k of the path's first draw."""
-    return int(tree.draws.k[tree.nodes.draw[tree.path(leaf)[1]]])
+    number: int = tree.draws.at("k", tree.nodes.at("draw", tree.path(leaf)[1]))
+    return number
 
 
 def _branches(tree: Tree, leaf: int) -> int:
-    """Branches that hang on the path already."""
-    origin = tree.nodes.origin
-    return sum(int(origin[c]) in _BRANCHES for row in tree.path(leaf) for c in tree.children(row))
+    """Branches that hang on the path already; none hangs on the root."""
+    at = tree.nodes.at
+    return sum(
+        at("origin", c) in _BRANCHES for row in tree.path(leaf)[1:] for c in tree.children(row)
+    )

@@ -20,24 +20,32 @@ IntArray = NDArray[Any]
 FloatArray = NDArray[Any]
 BoolArray = NDArray[np.bool_]
 
+_UNREAD = -2
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class TokenLengths:
-    """Characters of a token's stripped text, -1 for special tokens ("" from `decode`); each id read once."""
+    """Characters of a token's stripped text, -1 for special tokens ("" from `decode`); each id read once.
+
+    known: int32, by token id.
+    """
 
     decode: Callable[[Sequence[int]], list[str]]
-    known: dict[int, int] = field(default_factory=dict)
+    known: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
 
     def __call__(self, tokens: IntArray) -> IntArray:
-        """int, one a token."""
-        ids = tokens.tolist()
-        new = list(set(ids) - self.known.keys())
-        if new:
-            texts = self.decode(new)
-            self.known.update(
-                (i, len(text.strip()) if text else -1) for i, text in zip(new, texts, strict=True)
-            )
-        return np.array([self.known[i] for i in ids])
+        """int32, one a token."""
+        missing = int(tokens.max(initial=-1)) + 1 - len(self.known)
+        if missing > 0:
+            self.known = np.append(self.known, np.full(missing, _UNREAD, dtype=np.int32))
+        lengths = self.known[tokens]
+        new = np.unique(tokens[lengths == _UNREAD]).tolist()
+        if not new:
+            return lengths
+        texts = self.decode(new)
+        for token, text in zip(new, texts, strict=True):
+            self.known[token] = len(text.strip()) if text else -1
+        return self.known[tokens]
 
 
 def top_k(entropies: FloatArray, allowed: BoolArray, k: int) -> IntArray:
@@ -131,7 +139,7 @@ class Cut:
         lengths = self.lengths(tree.completion_tokens(leaf))
         allowed = lengths >= 0
         allowed[0] = False
-        if tree.nodes.finish[leaf] == Finish.STOP:
+        if tree.nodes.at("finish", leaf) == Finish.STOP:
             allowed[-1] = False
         match self.settings:
             case EntropyTopK(top_k=k, min_characters=characters):
@@ -152,7 +160,7 @@ def response_entropies(tree: Tree, leaf: int) -> FloatArray:
 
 def points_before(tree: Tree, leaf: int, positions: Sequence[int]) -> list[tuple[int, int]]:
     """(draw, offset) of the branch points before some response tokens of a path; positions ascend from 1."""
-    nodes, draws = tree.nodes, tree.draws
+    at = tree.nodes.at
     path = iter(tree.path(leaf))
     points = []
     begin = stop = shift = draw = 0
@@ -160,8 +168,8 @@ def points_before(tree: Tree, leaf: int, positions: Sequence[int]) -> list[tuple
         depth = tree.n_prompt + position
         while stop < depth:
             node = next(path)
-            begin, draw = int(nodes.offset[node]), int(nodes.draw[node])
-            stop = begin + int(nodes.stop[node] - nodes.start[node])
-            shift = int(nodes.start[node] - draws.start[draw])
+            begin, draw, start = at("offset", node), at("draw", node), at("start", node)
+            stop = begin + at("stop", node) - start
+            shift = start - tree.draws.at("start", draw)
         points.append((draw, shift + depth - begin))
     return points

@@ -8,7 +8,7 @@ right and wrong leaves are there, when the budget is spent or when no point is l
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from treerl.config import DeepSearchSearch
@@ -22,10 +22,10 @@ from treerl.search.asktell import (
     opening,
     stumps,
 )
-from treerl.search.backup import Tally, chunks, make_gamma, store_tallies
-from treerl.search.cut import points_before, response_entropies
+from treerl.search.backup import Gammas, Tally, chunks, gamma_table, store_tallies
+from treerl.search.cut import response_entropies
+from treerl.search.frontier import Frontier, Point
 from treerl.search.sampler import Finish, Origin, Request
-from treerl.search.select import frontier_score, ranked
 from treerl.search.tree import ROOT, Tree
 
 Key = tuple[int, int]
@@ -33,29 +33,19 @@ Key = tuple[int, int]
 
 
 @dataclass(slots=True)
-class Point:
-    """A grid point. uncertainty: mean entropy (nats) of its chunk; depth in chunks; top: first draw above."""
-
-    parent: Key
-    top: int
-    depth: int
-    uncertainty: float
-    tally: Tally = field(default_factory=Tally)
-    branched: bool = False
-
-
-@dataclass(slots=True)
 class FrontierState(State):
     """missing: first rollouts not opened. new: leaves not yet in `points`. queue: branches chosen, not opened.
 
-    leaves: all ended ones; below: the same by first draw.
+    leaves: all ended ones; below: the same by first draw, which is also the lane of the frontier.
     """
 
+    frontier: Frontier[Key] = field(kw_only=True)
+    gammas: Gammas = field(kw_only=True)
     missing: int = 0
     stumps: list[int] = field(default_factory=list)
     new: list[int] = field(default_factory=list)
     queue: list[tuple[Key, int]] = field(default_factory=list)
-    points: dict[Key, Point] = field(default_factory=dict)
+    points: dict[Key, Point[Key]] = field(default_factory=dict)
     root: Tally = field(default_factory=Tally)
     below: Counter[int] = field(default_factory=Counter)
     leaves: int = 0
@@ -72,7 +62,16 @@ class DeepSearch:
     def start(self, tree: Tree) -> FrontierState:
         """Rebuilds the frontier from the leaves that are there; points with a branch are used up."""
         settings = self.settings
+        root = Tally()
         state = FrontierState(
+            frontier=Frontier(
+                settings,
+                seed=tree.seed,
+                max_depth=max(1, chunks(tree.max_completion_length, settings.chunk_tokens)),
+                root=root,
+            ),
+            gammas=gamma_table(settings.gamma, settings.gamma_min),
+            root=root,
             missing=missing_rollouts(tree, min(settings.num_initial, settings.num_generations)),
             stumps=stumps(tree),
             new=tree.leaves().tolist(),
@@ -82,7 +81,7 @@ class DeepSearch:
             if tree.nodes.origin[row] == Origin.FRONTIER:
                 key = tree.point(int(tree.nodes.parent[row]))
                 if key in state.points:
-                    state.points[key].branched = True
+                    state.frontier.use(state.points[key])
         return state
 
     def ask(
@@ -112,8 +111,7 @@ class DeepSearch:
             for row in tree.leaves().tolist()
             if not math.isnan(reward[row])
         ]
-        gamma = make_gamma(self.settings.gamma, self.settings.gamma_min)
-        store_tallies(tree, pairs, gamma, self.settings.chunk_tokens)
+        store_tallies(tree, pairs, state.gammas, self.settings.chunk_tokens)
 
     def _open(self, tree: Tree, state: FrontierState, out: Opening) -> None:
         while state.stumps and out.open(state.stumps[0], 1, origin=Origin.EXTEND):
@@ -142,74 +140,87 @@ class DeepSearch:
             return "done"
         wave = min(room, settings.num_initial)
         share = int(settings.max_share * settings.num_generations)
-        used: set[int] = set()
-        for key in ranked(tree, self._scores(tree, state)):
-            point = state.points[key]
-            count = min(settings.num_branches, wave, share - state.below[point.top])
-            if count <= 0 or point.top in used:
+        for point in state.frontier.best():
+            count = min(settings.num_branches, wave, share - state.below[point.lane])
+            if count <= 0:
                 continue
-            used.add(point.top)
-            state.queue.append((key, count))
-            point.branched = True
+            state.queue.append((point.key, count))
+            state.frontier.use(point)
             wave -= count
             if wave == 0:
                 break
         return None if state.queue else "exhausted"
 
-    def _scores(self, tree: Tree, state: FrontierState) -> Iterator[tuple[Key, float, int, int]]:
-        """(key, F, draw, offset) of the points without a branch."""
-        max_depth = max(1, chunks(tree.max_completion_length, self.settings.chunk_tokens))
-        for key, point in state.points.items():
-            if point.branched:
-                continue
-            parent = state.points[point.parent].tally if point.depth > 1 else state.root
-            score = frontier_score(
-                self.settings,
-                parent_mean=parent.mean,
-                own_mean=point.tally.mean,
-                uncertainty=point.uncertainty,
-                depth=point.depth,
-                max_depth=max_depth,
-            )
-            yield key, score, *key
-
     def _absorb(self, tree: Tree, state: FrontierState) -> None:
         """Enters new leaves: their grid points, and their outcome at all points above them."""
-        chunk, reward = self.settings.chunk_tokens, tree.nodes.reward
-        gamma = make_gamma(self.settings.gamma, self.settings.gamma_min)
         for leaf in state.new:
             length = tree.completion_length(leaf)
-            depth = chunks(length, chunk)
-            top = int(tree.nodes.draw[tree.path(leaf)[1]])
+            chain = self._grid(tree, state, leaf, length)
             state.leaves += 1
-            state.below[top] += 1
-            tallies = [state.root, *self._grid(tree, state, leaf, top, length)]
-            if math.isnan(reward[leaf]):
+            state.below[_top(tree, leaf, chain)] += 1
+            reward = tree.nodes.at("reward", leaf)
+            if math.isnan(reward):
                 continue
-            is_right = bool(reward[leaf] > RIGHT)
+            is_right = reward > RIGHT
             state.right += is_right
             state.wrong += not is_right
-            for level, tally in enumerate(tallies):
-                tally.add(gamma(level, depth), is_right)
+            gammas = state.gammas(chunks(length, self.settings.chunk_tokens))
+            state.root.add(gammas[0], is_right)
+            for point in chain:
+                point.tally.add(gammas[point.depth], is_right)
+            state.frontier.backed_up(chain)
         state.new = []
 
-    def _grid(
-        self, tree: Tree, state: FrontierState, leaf: int, top: int, length: int
-    ) -> list[Tally]:
-        """Tallies of the grid points of a path, made where missing. The stop token is not drawn again."""
-        chunk = self.settings.chunk_tokens
-        last = length - 1 if tree.nodes.finish[leaf] == Finish.STOP else length
-        positions = range(chunk, last, chunk)
-        if not positions:
-            return []
-        keys = points_before(tree, leaf, positions)
-        entropies = response_entropies(tree, leaf)
-        parent: Key = (0, tree.n_prompt)
-        tallies = []
-        for level, (key, position) in enumerate(zip(keys, positions, strict=True), start=1):
-            if key not in state.points:
-                mean = float(entropies[position - chunk : position].mean())
-                state.points[key] = Point(parent, top, level, mean)
-            tallies.append(state.points[key].tally)
-            parent = key
-        return tallies
+    def _grid(self, tree: Tree, state: FrontierState, leaf: int, length: int) -> list[Point[Key]]:
+        """Grid points of a path of `length` response tokens, made where missing.
+
+        The stop token is not drawn again. Walks up only as far as to a point that is known.
+        """
+        at, chunk = tree.draws.at, self.settings.chunk_tokens
+        last = length - 1 if tree.nodes.at("finish", leaf) == Finish.STOP else length
+        draw = tree.nodes.at("draw", leaf)
+        end, begin = length, length - at("length", draw)
+        pieces = [(draw, begin, end)]
+        while (key := (at("parent", draw), at("offset", draw))) not in state.points and key[0]:
+            draw, end = key[0], begin
+            begin -= key[1]
+            pieces.append((draw, begin, end))
+        chain = state.points[key].path if key[0] else []
+        if chain and chain[-1].depth * chunk >= last:
+            chain.pop()
+        for draw, begin, end in reversed(pieces):
+            for position in range(begin - begin % chunk + chunk, min(end + 1, last), chunk):
+                key = draw, position - begin
+                if key not in state.points:
+                    above = chain[-1] if chain else None
+                    state.points[key] = self._point(tree, state, leaf, key, above)
+                chain.append(state.points[key])
+        return chain
+
+    def _point(
+        self, tree: Tree, state: FrontierState, leaf: int, key: Key, above: Point[Key] | None
+    ) -> Point[Key]:
+        """A new grid point on the path of `leaf`, open on the frontier."""
+        depth = above.depth + 1 if above else 1
+        uncertainty = math.nan
+        if self.settings.uncertainty_weight:
+            end = depth * self.settings.chunk_tokens
+            chunk = response_entropies(tree, leaf)[end - self.settings.chunk_tokens : end]
+            uncertainty = float(chunk.mean())
+        return state.frontier.add(
+            key,
+            lane=above.lane if above else _top(tree, leaf, []),
+            above=above,
+            tally=Tally(),
+            uncertainty=uncertainty,
+            depth=depth,
+            tie=(tree.draws.at("seed", key[0]), key[1]),
+        )
+
+
+def _top(tree: Tree, leaf: int, chain: list[Point[Key]]) -> int:
+    """The first draw above a leaf, known of the grid points above it."""
+    if chain:
+        return chain[0].lane
+    top: int = tree.nodes.at("draw", tree.path(leaf)[1])
+    return top

@@ -17,8 +17,9 @@ import numpy as np
 from treerl.config import DeepSearchSearch
 from treerl.search.asktell import RIGHT, Result, State, opening
 from treerl.search.backup import Tally, chunks, make_gamma
+from treerl.search.frontier import Frontier, Point
 from treerl.search.sampler import Finish, Origin, Request
-from treerl.search.select import frontier_score, ranked, uct_score
+from treerl.search.select import ranked, uct_score
 from treerl.search.tree import ROOT, Tree
 
 
@@ -27,14 +28,16 @@ class ChunkState(State):
     """current: the node being expanded, None once nothing can be. arrived: rows of the expansion under way.
 
     tallies: q and N by row (a new chunk that can go on starts with one visit of value 0). frontier: rows that
-    can go on with fewer than `width` children, the root excluded. recorded: leaves that count.
+    can go on with fewer than `width` children, the root excluded; points: all that ever were on it. recorded:
+    leaves that count.
     """
 
+    frontier: Frontier[int] = field(kw_only=True)
     current: int | None = ROOT
     origin: Origin = Origin.SAMPLE
     arrived: list[int] = field(default_factory=list)
     tallies: dict[int, Tally] = field(default_factory=dict)
-    frontier: dict[int, None] = field(default_factory=dict)
+    points: dict[int, Point[int]] = field(default_factory=dict)
     recorded: int = 0
 
 
@@ -50,7 +53,11 @@ class DeepSearchFaithful:
         tree.max_completion_length = min(
             tree.max_completion_length, settings.max_depth * settings.chunk_tokens
         )
-        state = ChunkState(tallies={ROOT: Tally()})
+        root = Tally()
+        frontier: Frontier[int] = Frontier(
+            settings, seed=tree.seed, max_depth=settings.max_depth, root=root
+        )
+        state = ChunkState(tallies={ROOT: root}, frontier=frontier)
         for row in tree.order.tolist():
             self._enter(tree, state, [c for c in tree.children(row) if not _is_cached(tree, c)])
         for row in tree.children(ROOT):
@@ -58,7 +65,7 @@ class DeepSearchFaithful:
                 state.tallies[row] = Tally()
                 self._record(tree, state, row)
         if len(tree) > 1 and not self._missing(tree, ROOT):
-            state.current = self._best_frontier(tree, state)
+            state.current = self._best_frontier(state)
             state.origin = Origin.FRONTIER
         return state
 
@@ -98,7 +105,7 @@ class DeepSearchFaithful:
         """After an expansion: record at most one terminal chunk, then choose the next node."""
         arrived, state.arrived = state.arrived, []
         if self._enter(tree, state, arrived):
-            state.current, state.origin = self._best_frontier(tree, state), Origin.FRONTIER
+            state.current, state.origin = self._best_frontier(state), Origin.FRONTIER
         else:
             state.current, state.origin = self._best_child(tree, state, arrived), Origin.EXTEND
 
@@ -109,16 +116,17 @@ class DeepSearchFaithful:
         terminal = []
         for row in rows:
             state.tallies[row] = Tally()
-            if tree.nodes.finish[row] == Finish.CUT:
+            if tree.nodes.at("finish", row) == Finish.CUT:
                 state.tallies[row].visits = 1
-                if self._missing(tree, row):
-                    state.frontier[row] = None
+                state.points[row] = self._point(tree, state, row)
+                if not self._missing(tree, row):
+                    state.frontier.use(state.points[row])
             else:
-                tree.nodes.selected[row] = False
+                tree.nodes.set("selected", row, False)
                 terminal.append(row)
-        parent = int(tree.nodes.parent[rows[0]])
-        if not self._missing(tree, parent):
-            state.frontier.pop(parent, None)
+        parent = tree.nodes.at("parent", rows[0])
+        if parent in state.points and not self._missing(tree, parent):
+            state.frontier.use(state.points[parent])
         if terminal:
             self._record(tree, state, _most_confident(tree, terminal))
         return bool(terminal)
@@ -126,17 +134,18 @@ class DeepSearchFaithful:
     def _record(self, tree: Tree, state: ChunkState, leaf: int) -> None:
         """Marks a leaf as a training row and backs its outcome up; unscored leaves back up nothing."""
         state.recorded += 1
-        tree.nodes.selected[leaf] = True
-        reward = float(tree.nodes.reward[leaf])
+        tree.nodes.set("selected", leaf, True)
+        reward = tree.nodes.at("reward", leaf)
         if math.isnan(reward):
             return
         gamma = make_gamma(self.settings.gamma, self.settings.gamma_min)
-        leaf_depth = self._depth(tree, leaf)
-        for row in tree.path(leaf):
+        leaf_depth, path = self._depth(tree, leaf), tree.path(leaf)
+        for row in path:
             state.tallies[row].add(gamma(self._depth(tree, row), leaf_depth), reward > RIGHT)
+        state.frontier.backed_up(state.points[row] for row in path if row in state.points)
 
     def _best_child(self, tree: Tree, state: ChunkState, rows: list[int]) -> int:
-        parent = state.tallies[int(tree.nodes.parent[rows[0]])]
+        parent = state.tallies[tree.nodes.at("parent", rows[0])]
         return ranked(tree, self._uct(tree, state, rows, parent.visits))[0]
 
     def _uct(
@@ -147,25 +156,26 @@ class DeepSearchFaithful:
             score = uct_score(tally.mean, tally.visits, parent_visits, self.settings.uct_weight)
             yield row, score, *tree.point(row)
 
-    def _best_frontier(self, tree: Tree, state: ChunkState) -> int | None:
-        order = ranked(tree, self._scores(tree, state))
-        return order[0] if order else None
+    def _best_frontier(self, state: ChunkState) -> int | None:
+        best = state.frontier.best()
+        return best[0].key if best else None
 
-    def _scores(self, tree: Tree, state: ChunkState) -> Iterator[tuple[int, float, int, int]]:
-        """(row, F, draw, offset) of the frontier. Uncertainty is the mean NLL of the chunk."""
-        nodes, logprob = tree.nodes, tree.tokens.logprob
-        weighs = self.settings.uncertainty_weight > 0
-        for row in state.frontier:
-            chunk = logprob[nodes.start[row] : nodes.stop[row]]
-            score = frontier_score(
-                self.settings,
-                parent_mean=state.tallies[int(nodes.parent[row])].mean,
-                own_mean=state.tallies[row].mean,
-                uncertainty=-float(chunk.mean()) if weighs else math.nan,
-                depth=self._depth(tree, row),
-                max_depth=self.settings.max_depth,
-            )
-            yield row, score, *tree.point(row)
+    def _point(self, tree: Tree, state: ChunkState, row: int) -> Point[int]:
+        """A row opened on the frontier. Uncertainty is the mean NLL of the chunk."""
+        at, uncertainty = tree.nodes.at, math.nan
+        if self.settings.uncertainty_weight:
+            chunk = tree.tokens.logprob[at("start", row) : at("stop", row)]
+            uncertainty = -float(chunk.mean())
+        draw, offset = tree.point(row)
+        return state.frontier.add(
+            row,
+            lane=ROOT,
+            above=state.points.get(at("parent", row)),
+            tally=state.tallies[row],
+            uncertainty=uncertainty,
+            depth=self._depth(tree, row),
+            tie=(tree.draws.at("seed", draw), offset),
+        )
 
     def _depth(self, tree: Tree, row: int) -> int:
         return chunks(tree.completion_length(row), self.settings.chunk_tokens)
@@ -176,7 +186,7 @@ class DeepSearchFaithful:
 
 
 def _is_cached(tree: Tree, row: int) -> bool:
-    return bool(tree.nodes.origin[row] == Origin.CACHE)
+    return bool(tree.nodes.at("origin", row) == Origin.CACHE)
 
 
 def _most_confident(tree: Tree, leaves: list[int]) -> int:

@@ -23,18 +23,16 @@ def depth_bonus(settings: DeepSearchSearch, depth: int, max_depth: int) -> float
             return math.log(depth + 1)
 
 
-def frontier_score(
-    settings: DeepSearchSearch,
-    *,
-    parent_mean: float,
-    own_mean: float,
-    uncertainty: float,
-    depth: int,
-    max_depth: int,
+def parent_score(settings: DeepSearchSearch, mean: float) -> float:
+    """l1 tanh(Q_parent), the part of F that siblings share."""
+    return settings.parent_weight * math.tanh(mean)
+
+
+def own_score(
+    settings: DeepSearchSearch, *, own_mean: float, uncertainty: float, depth: int, max_depth: int
 ) -> float:
-    """F = l1 tanh(Q_parent) + l4 tanh(Q) + l2 uncertainty + l3 D(depth). Unknown (NaN) uncertainty adds 0."""
-    score = settings.parent_weight * math.tanh(parent_mean)
-    score += settings.own_weight * math.tanh(own_mean)
+    """l4 tanh(Q) + l2 uncertainty + l3 D(depth), the rest of F. Unknown (NaN) uncertainty adds 0."""
+    score = settings.own_weight * math.tanh(own_mean)
     if settings.uncertainty_weight and not math.isnan(uncertainty):
         score += settings.uncertainty_weight * uncertainty
     return score + settings.depth_weight * depth_bonus(settings, depth, max_depth)

@@ -8,109 +8,26 @@ the worth of a node in treerl.credit.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from treerl.canon import derive_seed
-from treerl.search.columns import Columns, Schema
+from treerl.canon import derive_seed, derive_seeds
+from treerl.search.columns import NO_PARENT, Draws, Nodes, Tokens
 from treerl.search.sampler import Finish, Origin, Request, Span
 from treerl.verifiers.verdict import Verdict
 
+__all__ = ["NO_PARENT", "ROOT", "Tree"]
+
 ROOT = 0
-NO_PARENT = -1
+
+_ENDS = (int(Finish.STOP), int(Finish.LENGTH))
+_EXTEND = int(Origin.EXTEND)
+"""Plain numbers: numpy takes an IntEnum several times slower."""
 
 IntArray = NDArray[Any]
 FloatArray = NDArray[Any]
-
-
-class Nodes(Columns):
-    """One row a span. N rows; `start`, `stop` index the token columns.
-
-    offset: tokens on the path before the span, prompt included. reward: NaN = not judged. selected: an ended
-    leaf that becomes a training row. chosen_by_token: the branch point was picked because of its sampled
-    token, so the original continuation is no fair sample of the point's value.
-    """
-
-    SCHEMA: ClassVar[Schema] = {
-        "parent": ("i4", NO_PARENT),
-        "draw": ("i4", 0),
-        "start": ("i8", 0),
-        "stop": ("i8", 0),
-        "offset": ("i8", 0),
-        "visits": ("i8", 0),
-        "value_sum": ("f8", 0.0),
-        "prior": ("f8", np.nan),
-        "finish": ("i1", Finish.OPEN),
-        "reward": ("f8", np.nan),
-        "origin": ("i1", Origin.SAMPLE),
-        "chosen_by_token": ("?", False),
-        "selected": ("?", True),
-    }
-    if TYPE_CHECKING:
-        parent: IntArray
-        draw: IntArray
-        start: IntArray
-        stop: IntArray
-        offset: IntArray
-        visits: IntArray
-        value_sum: FloatArray
-        prior: FloatArray
-        finish: IntArray
-        reward: FloatArray
-        origin: IntArray
-        chosen_by_token: NDArray[np.bool_]
-        selected: NDArray[np.bool_]
-
-
-class Draws(Columns):
-    """One row a sampled continuation (draw 0 is the prompt).
-
-    A draw is named by (parent draw, offset of its first token in it, k) and owns the contiguous tokens
-    [start, start+length); spans are pieces of draws. source: 0 = drawn for this tree, else the id of the
-    stored draw it was taken from.
-    """
-
-    SCHEMA: ClassVar[Schema] = {
-        "parent": ("i4", NO_PARENT),
-        "offset": ("i8", 0),
-        "k": ("i4", 0),
-        "seed": ("i8", 0),
-        "start": ("i8", 0),
-        "length": ("i8", 0),
-        "finish": ("i1", Finish.OPEN),
-        "policy_version": ("i4", 0),
-        "source": ("i8", 0),
-    }
-    if TYPE_CHECKING:
-        parent: IntArray
-        offset: IntArray
-        k: IntArray
-        seed: IntArray
-        start: IntArray
-        length: IntArray
-        finish: IntArray
-        policy_version: IntArray
-        source: IntArray
-
-
-class Tokens(Columns):
-    """One row a unique token. mask: takes gradient (False on the prompt and on observations)."""
-
-    SCHEMA: ClassVar[Schema] = {
-        "token": ("i4", 0),
-        "logprob": ("f4", np.nan),
-        "entropy": ("f4", np.nan),
-        "policy_version": ("i4", 0),
-        "mask": ("?", True),
-    }
-    if TYPE_CHECKING:
-        token: IntArray
-        logprob: FloatArray
-        entropy: FloatArray
-        policy_version: IntArray
-        mask: NDArray[np.bool_]
 
 
 class Tree:
@@ -133,8 +50,9 @@ class Tree:
         self.meta: dict[str, Any] = {}
         self.tokens.extend(len(tokens), token=tokens, mask=False, policy_version=NO_PARENT)
         self.draws.append(length=len(tokens), seed=seed)
-        self.nodes.append(stop=len(tokens), origin=Origin.PROMPT)
-        self._children: list[list[int]] = [[]]
+        self.nodes.append(stop=len(tokens), origin=int(Origin.PROMPT))
+        # By draw: no two children are of one, and the head of a split takes its tail's place.
+        self._children: list[dict[int, int]] = [{}]
         self._draw_rows: list[list[int]] = [[ROOT]]
         self._asked: dict[tuple[int, int], int] = {}
         self._order: IntArray | None = None
@@ -147,7 +65,7 @@ class Tree:
     @property
     def n_prompt(self) -> int:
         """Prompt tokens."""
-        return int(self.draws.length[0])
+        return int(self.draws.at("length", 0))
 
     @property
     def n_generated(self) -> int:
@@ -163,8 +81,8 @@ class Tree:
         return self._order
 
     def children(self, node: int) -> list[int]:
-        """Rows of the children in order of arrival (do not modify)."""
-        return self._children[node]
+        """Rows of the children in order of arrival."""
+        return list(self._children[node].values())
 
     def leaves(self) -> IntArray:
         """Rows of ended paths: no children, finish STOP or LENGTH; ascending."""
@@ -173,21 +91,21 @@ class Tree:
 
     def path(self, node: int) -> list[int]:
         """Rows from the root to `node`."""
-        parent = self.nodes.parent
+        at = self.nodes.at
         rows = [node]
-        while (node := int(parent[node])) != NO_PARENT:
+        while (node := at("parent", node)) != NO_PARENT:
             rows.append(node)
         return rows[::-1]
 
     def path_index(self, node: int) -> IntArray:
         """Indices into the token columns along the path, prompt included (int, path length)."""
-        start, stop = self.nodes.start, self.nodes.stop
-        return np.concatenate([np.arange(start[u], stop[u]) for u in self.path(node)])
+        at = self.nodes.at
+        return np.concatenate([np.arange(at("start", u), at("stop", u)) for u in self.path(node)])
 
     def path_tokens(self, node: int) -> NDArray[np.int32]:
         """Token ids from the first prompt token to the end of `node`."""
-        start, stop, token = self.nodes.start, self.nodes.stop, self.tokens.token
-        return np.concatenate([token[start[u] : stop[u]] for u in self.path(node)])
+        at, token = self.nodes.at, self.tokens.token
+        return np.concatenate([token[at("start", u) : at("stop", u)] for u in self.path(node)])
 
     def completion_tokens(self, node: int) -> NDArray[np.int32]:
         """`path_tokens` without the prompt."""
@@ -195,8 +113,7 @@ class Tree:
 
     def completion_length(self, node: int) -> int:
         """Tokens on the path beyond the prompt."""
-        nodes = self.nodes
-        return int(nodes.offset[node] + nodes.stop[node] - nodes.start[node]) - self.n_prompt
+        return self._depth(node) - self.n_prompt
 
     def depth(self) -> int:
         """Spans on the longest path (most spans), the prompt's not counted."""
@@ -228,14 +145,13 @@ class Tree:
         arrival order, row numbers or later splits. Raises ValueError where the path cannot grow.
         """
         remaining = self.max_completion_length - self.completion_length(node)
-        if remaining <= 0 or self.nodes.finish[node] in (Finish.STOP, Finish.LENGTH):
+        if remaining <= 0 or self.nodes.at("finish", node) in _ENDS:
             raise ValueError(f"node {node} has ended and cannot be continued")
         draw, offset = self.point(node)
         first = self._asked.get((draw, offset), 0)
         self._asked[draw, offset] = first + count
         ks = tuple(range(first, first + count))
-        parent_seed = int(self.draws.seed[draw])
-        seeds = tuple(derive_seed(parent_seed, offset, k) for k in ks)
+        seeds = derive_seeds(self.draws.at("seed", draw), offset, numbers=ks)
         tokens = remaining if max_tokens is None else min(max_tokens, remaining)
         return Request(node, ks, seeds, tokens, tokens == remaining, origin, chosen_by_token)
 
@@ -251,42 +167,40 @@ class Tree:
         `source` is the stored draw's id (> 0). Its k counts from the top so that fresh draws keep theirs; its
         seed only names the stream of branches that may hang on it.
         """
-        k = -1 - sum(int(self.nodes.origin[c]) == Origin.CACHE for c in self._children[node])
+        k = -1 - sum(self.nodes.at("origin", c) == Origin.CACHE for c in self.children(node))
         draw, offset = self.point(node)
-        seed = derive_seed(int(self.draws.seed[draw]), offset, k)
+        seed = derive_seed(self.draws.at("seed", draw), offset, k)
         return self._attach(node, span, k, seed, source, Origin.CACHE, False)
 
-    def split(self, node: int, at: int) -> int:
-        """Splits the span of `node` after its first `at` tokens; returns the row of the new head.
+    def split(self, node: int, length: int) -> int:
+        """Splits the span of `node` after its first `length` tokens; returns the row of the new head.
 
         `node` stays the tail with its children, finish, reward and verdict. What was backed up through the
         tail passed through the head, so the head takes the tail's visits and value_sum; prior is unknown.
         """
-        nodes = self.nodes
-        start, stop = int(nodes.start[node]), int(nodes.stop[node])
-        if node == ROOT or not 0 < at < stop - start:
-            raise ValueError(f"cannot split node {node} of {stop - start} tokens at {at}")
-        draw, parent = int(nodes.draw[node]), int(nodes.parent[node])
+        nodes, at = self.nodes, self.nodes.at
+        start, stop = at("start", node), at("stop", node)
+        if node == ROOT or not 0 < length < stop - start:
+            raise ValueError(f"cannot split node {node} of {stop - start} tokens at {length}")
+        draw, parent, offset = at("draw", node), at("parent", node), at("offset", node)
         head = nodes.append(
             parent=parent,
             draw=draw,
             start=start,
-            stop=start + at,
-            offset=nodes.offset[node],
-            visits=nodes.visits[node],
-            value_sum=nodes.value_sum[node],
-            origin=nodes.origin[node],
-            chosen_by_token=nodes.chosen_by_token[node],
+            stop=start + length,
+            offset=offset,
+            visits=at("visits", node),
+            value_sum=at("value_sum", node),
+            origin=at("origin", node),
+            chosen_by_token=at("chosen_by_token", node),
         )
-        nodes = self.nodes
-        nodes.parent[node] = head
-        nodes.start[node] += at
-        nodes.offset[node] += at
-        nodes.origin[node] = Origin.EXTEND
-        nodes.chosen_by_token[node] = False
-        siblings = self._children[parent]
-        siblings[siblings.index(node)] = head
-        self._children.append([node])
+        nodes.set("parent", node, head)
+        nodes.set("start", node, start + length)
+        nodes.set("offset", node, offset + length)
+        nodes.set("origin", node, _EXTEND)
+        nodes.set("chosen_by_token", node, False)
+        self._children[parent][draw] = head
+        self._children.append({draw: node})
         rows = self._draw_rows[draw]
         rows.insert(rows.index(node), head)
         self._order = None
@@ -294,30 +208,32 @@ class Tree:
 
     def point(self, node: int) -> tuple[int, int]:
         """The end of `node` as (draw, tokens of the draw up to there): stable under later splits."""
-        draw = int(self.nodes.draw[node])
-        return draw, int(self.nodes.stop[node] - self.draws.start[draw])
+        draw: int = self.nodes.at("draw", node)
+        return draw, self.nodes.at("stop", node) - self.draws.at("start", draw)
 
     def node_at(self, draw: int, offset: int) -> int:
         """The row that ends after `offset` tokens of `draw` (0: where it branches off); splits if needed."""
         if offset == 0 and draw != 0:
-            return self.node_at(int(self.draws.parent[draw]), int(self.draws.offset[draw]))
-        target = int(self.draws.start[draw]) + offset
+            return self.node_at(self.draws.at("parent", draw), self.draws.at("offset", draw))
+        at = self.nodes.at
+        target = self.draws.at("start", draw) + offset
         for row in self._draw_rows[draw]:
-            if self.nodes.stop[row] == target:
+            stop = at("stop", row)
+            if stop == target:
                 return row
-            if self.nodes.stop[row] > target:
-                return self.split(row, target - int(self.nodes.start[row]))
+            if stop > target:
+                return self.split(row, target - at("start", row))
         raise ValueError(f"draw {draw} has no offset {offset}")
 
     def judge(self, node: int, verdict: Verdict) -> None:
         """Records a verdict of an ended leaf; only `scored` sets its reward."""
         self.verdicts[node] = verdict
-        self.nodes.reward[node] = np.nan if verdict.reward is None else verdict.reward
+        self.nodes.set("reward", node, np.nan if verdict.reward is None else verdict.reward)
 
     def _attach(
         self, node: int, span: Span, k: int, seed: int, source: int, origin: Origin, by_token: bool
     ) -> int:
-        count = len(span.tokens)
+        count, finish = len(span.tokens), int(span.finish)
         start, stop = self.tokens.extend(
             count,
             token=span.tokens,
@@ -333,27 +249,31 @@ class Tree:
             seed=seed,
             start=start,
             length=count,
-            finish=span.finish,
+            finish=finish,
             policy_version=span.policy_version,
             source=source,
         )
-        nodes = self.nodes
-        depth = nodes.offset[node] + nodes.stop[node] - nodes.start[node]
-        row = nodes.append(
+        row = self.nodes.append(
             parent=node,
             draw=new_draw,
             start=start,
             stop=stop,
-            offset=depth,
-            finish=span.finish,
-            origin=origin,
+            offset=self._depth(node),
+            finish=finish,
+            origin=int(origin),
             chosen_by_token=by_token,
         )
-        self._children[node].append(row)
-        self._children.append([])
+        self._children[node][new_draw] = row
+        self._children.append({})
         self._draw_rows.append([row])
         self._order = None
         return row
+
+    def _depth(self, node: int) -> int:
+        """Tokens on the path, prompt included."""
+        at = self.nodes.at
+        depth: int = at("offset", node) + at("stop", node) - at("start", node)
+        return depth
 
     # Scans ------------------------------------------------------------------------------------------
 
@@ -377,7 +297,7 @@ class Tree:
         while stack:
             row = stack.pop()
             yield row
-            stack.extend(reversed(self._children[row]))
+            stack.extend(reversed(self._children[row].values()))
 
     # In and out -------------------------------------------------------------------------------------
 
@@ -414,16 +334,14 @@ class Tree:
     def reindex(self) -> None:
         """Rebuilds what is derived from the columns: children, rows of a draw, numbers of draws asked for."""
         self._order = None
-        self._children = [[] for _ in range(len(self.nodes))]
+        self._children = [{} for _ in range(len(self.nodes))]
         self._draw_rows = [[] for _ in range(len(self.draws))]
-        arrival = np.lexsort((self.nodes.start, self.nodes.draw)).tolist()
-        for row in arrival:
-            self._draw_rows[int(self.nodes.draw[row])].append(row)
+        # By draw, which is the order of arrival; a head stands where its tail stood.
+        for row in np.lexsort((self.nodes.start, self.nodes.draw)).tolist():
+            draw = self.nodes.at("draw", row)
+            self._draw_rows[draw].append(row)
             if row != ROOT:
-                self._children[int(self.nodes.parent[row])].append(row)
-        # A head stands in its parent's list where its tail stood; the tail's draw arrived first.
-        for siblings in self._children:
-            siblings.sort(key=lambda row: int(self.nodes.draw[row]))
+                self._children[self.nodes.at("parent", row)][draw] = row
         self._asked = {}
         for draw in range(1, len(self.draws)):
             point = int(self.draws.parent[draw]), int(self.draws.offset[draw])
