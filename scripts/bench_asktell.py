@@ -29,7 +29,7 @@ from treerl.config import (
 )
 from treerl.problem import Problem
 from treerl.search.asktell import Result
-from treerl.search.sampler import Continuation, Finish, Span
+from treerl.search.sampler import CUT, LENGTH, STOP, Continuation, Span
 from treerl.search.scheduler import Growth, Limits, grow
 from treerl.search.strategy import make_strategy
 from treerl.search.tree import Tree
@@ -95,9 +95,9 @@ class NullSampler:
     def span(self, max_tokens: int, last: bool) -> Span:
         self._count += 1
         row, length = self._count % 64, self._lengths[self._count % 1021]
-        finish = Finish.STOP
+        finish = STOP
         if length > max_tokens:
-            length, finish = max_tokens, Finish.LENGTH if last else Finish.CUT
+            length, finish = max_tokens, LENGTH if last else CUT
         own = slice(0, length)
         return Span(
             self._tokens[row, own], self._logprobs[row, own], self._entropies[row, own], 0, finish
@@ -123,9 +123,10 @@ def ask_and_tell(kind: str, size: int) -> tuple[int, float, float]:
         if not queue:
             break
         request, which = queue.popleft()
-        row = tree.append(request, which, sampler.span(request.max_tokens, request.last))
+        span = sampler.span(request.max_tokens, request.last)
+        row = tree.append(request, which, span)
         verdict = None
-        if tree.nodes.finish[row] != Finish.CUT:
+        if span.finish != CUT:
             verdict = VERDICTS[row % 2]
             tree.judge(row, verdict)
         strategy.tell(tree, state, [Result(row, verdict)])

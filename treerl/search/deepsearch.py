@@ -25,7 +25,7 @@ from treerl.search.asktell import (
 from treerl.search.backup import Gammas, Tally, chunks, gamma_table, store_tallies
 from treerl.search.cut import response_entropies
 from treerl.search.frontier import Frontier, Point
-from treerl.search.sampler import Finish, Origin, Request
+from treerl.search.sampler import STOP, Origin, Request
 from treerl.search.tree import ROOT, Tree
 
 Key = tuple[int, int]
@@ -177,7 +177,7 @@ class DeepSearch:
         The stop token is not drawn again. Walks up only as far as to a point that is known.
         """
         at, chunk = tree.draws.at, self.settings.chunk_tokens
-        last = length - 1 if tree.nodes.at("finish", leaf) == Finish.STOP else length
+        last = length - 1 if tree.nodes.at("finish", leaf) == STOP else length
         draw = tree.nodes.at("draw", leaf)
         end, begin = length, length - at("length", draw)
         pieces = [(draw, begin, end)]

@@ -18,7 +18,7 @@ from treerl.config import DeepSearchSearch
 from treerl.search.asktell import RIGHT, Result, State, opening
 from treerl.search.backup import Tally, chunks, make_gamma
 from treerl.search.frontier import Frontier, Point
-from treerl.search.sampler import Finish, Origin, Request
+from treerl.search.sampler import CUT, Origin, Request
 from treerl.search.select import ranked, uct_score
 from treerl.search.tree import ROOT, Tree
 
@@ -116,7 +116,7 @@ class DeepSearchFaithful:
         terminal = []
         for row in rows:
             state.tallies[row] = Tally()
-            if tree.nodes.at("finish", row) == Finish.CUT:
+            if tree.nodes.at("finish", row) == CUT:
                 state.tallies[row].visits = 1
                 state.points[row] = self._point(tree, state, row)
                 if not self._missing(tree, row):

@@ -24,17 +24,20 @@ _SLACK = 64
 class Point(Generic[K]):
     """A point that can be branched, until it is used. tally: what was backed up through it; tie: its seed.
 
-    own: its part of the score. uncertainty: NaN where unknown; depth in chunks. below: the points under it.
+    above: the points over it, from the first one below the root. own: its part of the score, and entry what
+    stands for it in its family's heap. uncertainty: NaN where unknown; depth in chunks. below: the points
+    under it.
     """
 
     key: K
     family: "Family[K]"
-    above: "Point[K] | None"
+    above: "tuple[Point[K], ...]"
     tally: Tally
     uncertainty: float
     depth: int
     tie: int
     own: float = 0.0
+    entry: float = 0.0
     is_open: bool = True
     below: "Family[K] | None" = None
 
@@ -46,10 +49,7 @@ class Point(Generic[K]):
     @property
     def path(self) -> "list[Point[K]]":
         """The points from the first one below the root to this."""
-        points = [self]
-        while (above := points[-1].above) is not None:
-            points.append(above)
-        return points[::-1]
+        return [*self.above, self]
 
 
 @dataclass(slots=True, eq=False)
@@ -104,7 +104,8 @@ class Frontier(Generic[K]):
             else:
                 above.below = family
         number = derive_seed(self._seed, "tie", *tie)
-        point = Point(key, family, above, tally, uncertainty, depth, number)
+        over = () if above is None else (*above.above, above)
+        point = Point(key, family, over, tally, uncertainty, depth, number)
         self._enter(point)
         return point
 
@@ -148,14 +149,14 @@ class Frontier(Generic[K]):
             max_depth=self._max_depth,
         )
         self._points += 1
-        entry = (-round(point.own, _DIGITS), point.tie, self._points, point)
-        heappush(point.family.best, entry)
+        point.entry = -round(point.own, _DIGITS)
+        heappush(point.family.best, (point.entry, point.tie, self._points, point))
         self._changed[point.family] = None
 
     def _rank(self, family: Family[K]) -> None:
         """A new entry for a family, by its best open point; none if it has no open point."""
         best = family.best
-        while best and not (best[0][3].is_open and best[0][0] == -round(best[0][3].own, _DIGITS)):
+        while best and not (best[0][3].is_open and best[0][0] == best[0][3].entry):
             heappop(best)
         family.version += 1
         if not best:

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 
 from treerl.errors import TreerlError
 from treerl.problem import Problem
-from treerl.search.sampler import Finish
+from treerl.search.sampler import STOP
 from treerl.search.tree import Tree
 from treerl.verifiers.verdict import Completion, Verdict
 
@@ -61,7 +61,7 @@ class Judging(Generic[K]):
         completions = []
         for row in rows:
             ids = tuple(tree.completion_tokens(row).tolist())
-            name = "stop" if tree.nodes.finish[row] == Finish.STOP else "length"
+            name = "stop" if tree.nodes.at("finish", row) == STOP else "length"
             completions.append(Completion(self._decode(ids), name, prompt, ids))
         number = next(self._numbers)
         self._out[number] = Batch(owner, problem, rows)

@@ -26,6 +26,10 @@ class Finish(IntEnum):
     LENGTH = 3
 
 
+STOP, CUT, LENGTH = Finish.STOP, Finish.CUT, Finish.LENGTH
+"""For inner loops: before Python 3.12 the name of a member is a slow look-up on its class."""
+
+
 class Origin(IntEnum):
     """Why a span was opened."""
 

@@ -23,7 +23,7 @@ from treerl.problem import Problem
 from treerl.search.asktell import Exit, Result, State, Strategy
 from treerl.search.judging import Decode, Judge, Judging
 from treerl.search.mend import mend
-from treerl.search.sampler import Continuation, Failure, Finish, Origin, Request, Sampler, Span
+from treerl.search.sampler import CUT, Continuation, Failure, Origin, Request, Sampler, Span
 from treerl.search.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -248,12 +248,12 @@ class _Run:
         for active in self.drop_overdue():
             arrivals.setdefault(active, [])
         for active, rows in arrivals.items():
-            finish = active.growth.tree.nodes.finish
-            ended = [row for row in rows if finish[row] != Finish.CUT]
+            at = active.growth.tree.nodes.at
+            ended = [row for row in rows if at("finish", row) != CUT]
             if ended:
                 self.send_to_judge(active, ended)
             if len(ended) < len(rows) or not rows:
-                self.tell(active, [Result(row, None) for row in rows if finish[row] == Finish.CUT])
+                self.tell(active, [Result(row, None) for row in rows if at("finish", row) == CUT])
 
     def attach(
         self, number: int, ticket: _Ticket, span: Span, arrivals: dict[_Active, list[int]]
@@ -268,7 +268,7 @@ class _Run:
         active.in_flight -= 1
         self.counts.generated_tokens += len(span.tokens)
         self.counts.continuations += 1
-        if span.finish == Finish.CUT and request.last and active.failed is None:
+        if span.finish == CUT and request.last and active.failed is None:
             # New weights came in between, say: it goes on from there.
             self.submit(active, active.growth.tree.request(row, 1, origin=Origin.EXTEND))
         else:
