@@ -25,6 +25,10 @@ class DoesNotFit(SamplerError):
     """One continuation exceeds what the sampler can ever hold; the others can be made."""
 
 
+class HandoverError(SamplerError):
+    """What the sampler serves is not what the trainer sent; the run stops, and nothing stored is wrong."""
+
+
 class UpdateError(TreerlError):
     """The optimizer step cannot be taken (NaN loss or gradient); weights are left as they were."""
 

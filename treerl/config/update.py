@@ -94,5 +94,7 @@ class UpdateSettings(Section):
     old_logprobs: Literal["recompute", "sampler"] = "recompute"
     """lp_old of the ratio: a forward pass of the trainer where one is needed, or what the sampler recorded
     (saves the pass; right where sampler and trainer agree to rounding, as in fp32 in one process)."""
+    check_handover: bool = True
+    """After each update, prove that the sampler serves the new weights with nothing cached; stop otherwise."""
     pack: Literal["tree", "flat"] = "tree"
     """tree: each tree token once. flat: one row a leaf (for comparison; another result is a bug)."""

@@ -6,6 +6,7 @@ cut into micro-batches. Token masks and modulators of the catalogue would act be
 normaliser.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -67,6 +68,11 @@ class CreditSummary:
     tokens: int = 0
     rejected: float = float("nan")
     leaf_ess: float = float("nan")
+
+    def weight_metrics(self) -> dict[str, float]:
+        """Figures of weights on rows under the names of the metrics file; none without such weights."""
+        found = {"mismatch/rejected_frac": self.rejected, "mismatch/ess_leaves": self.leaf_ess}
+        return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def assign(

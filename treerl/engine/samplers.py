@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 from treerl.config import AnySampler, SamplerSettings, TransformersSettings, VllmSettings
-from treerl.policy.lora import full_weights
+from treerl.engine.handover import weights_of
+from treerl.policy.lora import adapter_config, base_weights, full_weights, has_adapter
 from treerl.policy.model import Policy
 from treerl.samplers.transformers import TransformersSampler
 from treerl.samplers.vllm import VllmSampler
@@ -34,6 +35,8 @@ class SamplerSource:
                 pass
             case VllmSettings():
                 self.engine = opened.enter_context(_open_engine(policy, settings))
+                if adapter_rank(policy, settings) is not None:
+                    self.engine.receive(weights_of(policy), 0)
             case _:
                 assert_never(settings)
 
@@ -61,23 +64,36 @@ def _open_engine(policy: Policy, settings: VllmSettings) -> VllmEngine:
     longest = settings.max_prompt_length + settings.max_completion_length
     if policy.max_length is not None:
         longest = min(longest, policy.max_length)
+    rank = adapter_rank(policy, settings)
     with tempfile.TemporaryDirectory(prefix="treerl-") as folder:
-        write_model(policy, Path(folder))
+        write_model(policy, Path(folder), merged=rank is None)
         return VllmEngine(
             folder,
             settings.vllm,
             max_length=longest,
             max_batch=settings.max_batch,
             dtype=torch.float32 if policy.dtype == torch.float64 else policy.dtype,
+            lora_rank=rank,
         )
 
 
-def write_model(policy: Policy, folder: Path) -> None:
-    """config.json and safetensors of the policy as it is, adapters merged, for engines that load from disk."""
+def adapter_rank(policy: Policy, settings: VllmSettings) -> int | None:
+    """Rank of the adapter that vLLM serves as one; None where it serves full weights."""
+    if not has_adapter(policy.model) or settings.vllm.lora == "merged":
+        return None
+    if settings.vllm.lora == "auto" and policy.device.type == "cpu":
+        return None
+    return int(adapter_config(policy.model)["r"])
+
+
+def write_model(policy: Policy, folder: Path, *, merged: bool = True) -> None:
+    """config.json and safetensors for engines that load from disk: the policy as it is, an adapter merged, or
+    the weights it stands on."""
     config = copy.deepcopy(policy.model.config)
     config.architectures = [type(policy.model).__name__]
     config.save_pretrained(folder)
-    tensors = {name: tensor.contiguous() for name, tensor in full_weights(policy.model)}
+    weights = full_weights(policy.model) if merged else base_weights(policy.model)
+    tensors = {name: tensor.contiguous() for name, tensor in weights}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 

@@ -11,6 +11,7 @@ import torch
 
 from treerl.config import Recipe
 from treerl.engine.folder import replay_url, run_paths
+from treerl.engine.handover import Handover
 from treerl.engine.samplers import LiveSampler, SamplerSource
 from treerl.errors import ConfigError
 from treerl.policy.model import Policy, load_policy
@@ -69,6 +70,19 @@ class Session:
         """A sampler for evaluation over the same weights: same limits, its own temperature, no truncation."""
         changes = {"temperature": temperature, "top_p": 1.0, "top_k": 0}
         return self.samplers.make(self.recipe.sampler.model_copy(update=changes))
+
+    def handover(self) -> Handover:
+        """Takes the policy's weights to its sampler."""
+        engine, sampler = self.samplers.engine, self.recipe.sampler
+        context = sampler.max_prompt_length + sampler.max_completion_length
+        return Handover(
+            self.policy,
+            self.sampler,
+            sampler,
+            context=min(context, self.policy.max_length or context),
+            sampler_dtype=None if engine is None else engine.weights.dtype,
+            check=self.recipe.update.check_handover,
+        )
 
     def prompts(self, problems: Sequence[Problem]) -> list[tuple[int, ...] | None]:
         """Prompt token ids of each problem; None where longer than `max_prompt`."""

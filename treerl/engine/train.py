@@ -6,7 +6,6 @@ Trees are in the store before they are trained on, so a resumed run takes them f
 
 import gc
 import json
-import math
 import time
 from typing import Any
 
@@ -128,7 +127,8 @@ class Trainer:
             self.progress.run_id,
             self.progress.replay_position,
         )
-        session.sampler.set_version(self.progress.step)
+        self.handover = session.handover()
+        self.handover.publish(self.progress.step, [])
 
     def _imitation(self) -> Imitation | None:
         if self.recipe.replay.imitate.rows == 0:
@@ -272,12 +272,14 @@ class Trainer:
         if step == 0 and not searched.trees:
             raise self.session.no_prompt_fits(f"the {len(problems)} problems of the first step")
         self.display.searched(searched, step + 1)
+        self.handover.rest()
         report, credit_row = self._update(searched.trees, step)
+        self.handover.check_update(report.first, step)
         if self.imitation is not None:
             writer.flush()
             self.imitation.keep(searched, step)
         progress.step = step + 1
-        self.session.sampler.set_version(progress.step)
+        handed = self.handover.publish(progress.step, searched.trees)
         progress.num_tokens += searched.generated_tokens + self.curriculum.tokens_at(step)
         progress.trained_tokens += report.tokens_trained
         progress.cached_leaves += searched.cached_leaves
@@ -295,6 +297,7 @@ class Trainer:
             "replay/write_seconds": waited,
             **credit_row,
             **trained,
+            **handed,
             "num_tokens": progress.num_tokens,
             "train/total_tokens_trained": progress.trained_tokens,
             "step_time": seconds,
@@ -354,11 +357,7 @@ class Trainer:
             "train/seconds": ended - credited,
             "train/tokens_per_second": report.tokens_trained / max(ended - credited, 1e-9),
         }
-        if importance is not None:
-            row["mismatch/rejected_frac"] = summary.rejected
-            if not math.isnan(summary.leaf_ess):
-                row["mismatch/ess_leaves"] = summary.leaf_ess
-        return report, row
+        return report, row | summary.weight_metrics()
 
     # The end ---------------------------------------------------------------------------------------------
 

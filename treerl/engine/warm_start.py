@@ -75,7 +75,7 @@ def sft_run(
         )
         session.policy.model.save_pretrained(output)
         session.policy.tokenizer.save_pretrained(output)
-        session.sampler.set_version(1)
+        session.handover().publish(1, [])
         after = _evaluate(session, display, "after")
     result = {
         "model": str(output),

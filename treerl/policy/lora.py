@@ -109,6 +109,13 @@ def full_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
         yield name.replace(".base_layer.", "."), value
 
 
+def base_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of the weights that the adapter stands on, under the names of the model without it."""
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), parameter.detach()
+
+
 def _delta(layer: Any) -> Tensor:
     """scaling * B A in fp32."""
     a, b = layer.lora_A[ADAPTER].weight.float(), layer.lora_B[ADAPTER].weight.float()
@@ -127,6 +134,13 @@ def merge_adapter(model: Any) -> None:
     model._hf_peft_config_loaded = False
     model.__dict__.pop("peft_config", None)
     model.requires_grad_(True)
+
+
+def adapter_config(model: Any) -> dict[str, Any]:
+    """What peft writes as `adapter_config.json`."""
+    config: dict[str, Any] = model.peft_config[ADAPTER].to_dict()
+    targets = config["target_modules"]
+    return config | {"target_modules": targets if isinstance(targets, str) else sorted(targets)}
 
 
 def adapter_tensors(model: Any) -> dict[str, Tensor]:

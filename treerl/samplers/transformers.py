@@ -24,6 +24,7 @@ from treerl.samplers.draw import draw, uniforms
 from treerl.samplers.fused import FusedLlama, can_fuse
 from treerl.samplers.reuse import Kept, Reuse
 from treerl.samplers.rows import Rows
+from treerl.samplers.weights import Weights
 from treerl.search.sampler import Continuation, Finish, Span
 
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -34,9 +35,7 @@ _RETURN_SHARE = 16
 _ASYNC_TOKENS = 8
 """Tokens drawn between looks at the results where that means waiting for a device."""
 
-
-_Group = list[tuple[int, Continuation]]
-"""Tickets and continuations of one prefix."""
+_Group = list[tuple[int, Continuation]]  # tickets and continuations of one prefix
 
 
 class TransformersSampler:
@@ -66,8 +65,7 @@ class TransformersSampler:
             )
         self._model = model
         self._settings = settings
-        self._pad = pad_token_id
-        self._device = torch.device(device)
+        self._pad, self._device = pad_token_id, torch.device(device)
         self._version = version
         self._look_every = 1 if self._device.type == "cpu" else _ASYNC_TOKENS
         self._context: int | None = getattr(config, "max_position_embeddings", None)
@@ -125,6 +123,16 @@ class TransformersSampler:
         self._version = version
         if self._fused is not None:
             self._fused.forget()
+
+    def publish(self, weights: Weights, version: int) -> None:
+        """The weights, which are the model's own, are those of `version`."""
+        self.set_version(version)
+
+    def compare(self, weights: Weights) -> None:
+        """There is nothing to compare: what is served are the trainer's tensors themselves."""
+
+    def rest(self) -> None:
+        """The policy is about to be updated: nothing to give back."""
 
     def submit(self, ticket: int, work: Continuation) -> None:
         """Queues one continuation. Raises DoesNotFit where prefix and `max_tokens` exceed the context."""

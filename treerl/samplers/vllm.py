@@ -13,6 +13,7 @@ import numpy as np
 from treerl.config import SamplerSettings
 from treerl.errors import DoesNotFit, SamplerError
 from treerl.samplers.vllm_engine import Drawing, Drawn, VllmEngine
+from treerl.samplers.weights import Compared, Weights
 from treerl.search.sampler import Continuation, Finish, Span
 
 _numbers = itertools.count()
@@ -131,6 +132,20 @@ class VllmSampler:
         self.interrupt()
         self.engine.reset_prefix_cache()
         self.engine.policy_version = version
+
+    def publish(self, weights: Weights, version: int) -> None:
+        """Serves `weights` as `version`; what was under way ends by CUT, or begins again."""
+        self.interrupt()
+        self.engine.receive(weights, version)
+
+    def compare(self, weights: Weights) -> Compared:
+        """Fingerprints of `weights` and of what the engine computes with."""
+        return self.engine.weights.compare(weights, self.policy_version)
+
+    def rest(self) -> None:
+        """The policy is about to be updated: gives back memory where the settings say so."""
+        self.interrupt()
+        self.engine.weights.sleep()
 
     def _add(self, ticket: int, work: Continuation) -> None:
         request_id = str(next(_numbers))

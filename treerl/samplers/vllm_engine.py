@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from treerl.config import EngineSettings
 from treerl.errors import SamplerError
 from treerl.samplers.vllm_installed import require_vllm
+from treerl.samplers.vllm_transfer import EngineWeights, transfer_fields
+from treerl.samplers.weights import Weights
 
 ENTROPY_ID = -7
 """Token id under which the worker hands over the entropy of a step."""
@@ -73,9 +75,10 @@ class VllmEngine:
     """vLLM's engine on the model in `folder` (config.json and safetensors), as a context manager.
 
     max_length: tokens of prefix and continuation together. dtype: of the weights where `settings` leave it to
-    the policy. options: further fields of vLLM's EngineArgs. Raises ConfigError where vLLM is missing and
-    SamplerError where it does not start. The process is left as it was: torch's threads, random states,
-    environment variables (those of vLLM apart).
+    the policy. lora_rank: make room for the policy's adapter of this rank, and serve it beside the weights in
+    `folder`; None: full weights alone. options: further fields of vLLM's EngineArgs. Raises ConfigError where
+    vLLM is missing and SamplerError where it does not start. The process is left as it was: torch's threads,
+    random states, environment variables (those of vLLM apart).
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class VllmEngine:
         max_length: int,
         max_batch: int,
         dtype: torch.dtype,
+        lora_rank: int | None = None,
         **options: Any,
     ) -> None:
         require_vllm()
@@ -99,7 +103,7 @@ class VllmEngine:
         try:
             with _undisturbed():
                 self.llm_engine: Any = _start(
-                    settings, dtype, {"model": str(folder), **limits, **options}
+                    settings, dtype, {"model": str(folder), **limits, **options}, lora_rank
                 )
         except Exception as error:
             raise SamplerError(
@@ -107,6 +111,9 @@ class VllmEngine:
                 "(kv_cache_gib, gpu_memory_utilization, dtype, block_size) and sampler.max_batch bear on it"
             ) from error
         self.rpc("report_entropies")
+        self.weights = EngineWeights(
+            self.llm_engine, serve_adapter=lora_rank is not None, sleep_level=settings.sleep
+        )
 
     def __enter__(self) -> "VllmEngine":
         return self
@@ -134,6 +141,7 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind
 
         prompt = {"type": "token", "prompt_token_ids": [int(token) for token in tokens]}
+        adapter = self.weights.request
         try:
             params = SamplingParams(
                 temperature=drawing.temperature,
@@ -146,7 +154,9 @@ class VllmEngine:
                 detokenize=False,
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            self._internal[request_id] = self.llm_engine.add_request(request_id, prompt, params)
+            self._internal[request_id] = self.llm_engine.add_request(
+                request_id, prompt, params, lora_request=adapter
+            )
         except Exception as error:  # of several unrelated classes
             raise SamplerError(f"vLLM refuses request {request_id}: {error}") from error
         if deliver is not None:
@@ -198,6 +208,19 @@ class VllmEngine:
                 f"the prefix cache cannot be reset while {len(self._internal)} requests are under way"
             )
 
+    def receive(self, weights: Weights, version: int) -> None:
+        """Serves `weights` as `version` from now on, with nothing cached.
+
+        Raises SamplerError while requests are under way: none may live across a hand-over.
+        """
+        if self.busy:
+            raise SamplerError(
+                f"weights cannot be handed over while {len(self._internal)} requests are under way"
+            )
+        self.weights.receive(weights, version)
+        self.reset_prefix_cache()
+        self.policy_version = version
+
     def close(self) -> None:
         """Ends the engine and frees its memory; twice does no harm."""
         if self.llm_engine is None:
@@ -207,6 +230,7 @@ class VllmEngine:
             destroy_model_parallel,
         )
 
+        self.weights.close()
         self.llm_engine.engine_core.shutdown()
         self.llm_engine = None
         self._internal.clear()
@@ -231,6 +255,7 @@ def _fields(settings: EngineSettings, dtype: torch.dtype, *, on_cpu: bool) -> di
         "block_size": block,
         "enforce_eager": bool(eager),
         "enable_prefix_caching": True,
+        "enable_sleep_mode": settings.sleep > 0 and not on_cpu,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",
         "disable_log_stats": True,
@@ -240,7 +265,9 @@ def _fields(settings: EngineSettings, dtype: torch.dtype, *, on_cpu: bool) -> di
     }
 
 
-def _start(settings: EngineSettings, dtype: torch.dtype, options: dict[str, Any]) -> Any:
+def _start(
+    settings: EngineSettings, dtype: torch.dtype, options: dict[str, Any], lora_rank: int | None
+) -> Any:
     """A vLLM engine in this process."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -252,7 +279,7 @@ def _start(settings: EngineSettings, dtype: torch.dtype, options: dict[str, Any]
         from vllm.v1.engine.llm_engine import LLMEngine
 
         on_cpu = current_platform.is_cpu()
-        fields = _fields(settings, dtype, on_cpu=on_cpu) | options
+        fields = _fields(settings, dtype, on_cpu=on_cpu) | transfer_fields(lora_rank) | options
         if on_cpu:
             # vLLM rewinds the generator of a request whose prompt it runs in parts, and those of a CPU cannot
             # be. So prompts run whole, and the budget of a step has room for any.
