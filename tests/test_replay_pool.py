@@ -156,18 +156,20 @@ def test_a_step_done_again_draws_the_same_and_counts_once(filled):
     assert pool.draw(2, step=2, generator=rng(2)) == later
 
 
-def test_pruning_deletes_what_is_gone_and_changes_nothing_that_follows(filled):
+@pytest.mark.parametrize("remover", ["oldest", "lowest"])
+def test_an_age_limit_bounds_what_is_read_and_changes_nothing(filled, remover):
     store, run = filled
-    settings = PoolSettings(max_size=3, max_times_sampled=1)
+    settings = PoolSettings(remover=remover, max_size=3, max_times_sampled=1, max_age=2)
     pool = Pool(store, run, "good", settings)
-    pool.put({1: 1.0, 2: 1.0}, step=0)
-    pool.put({3: 1.0, 4: 1.0, 5: 1.0}, step=1)
-    pool.draw(1, step=2, generator=rng())
-    pool.put({6: 1.0}, step=2)
-    before = [pool.at(step)[0] for step in (3, 4)]
-    assert pool.prune(3) == 3
-    assert [pool.at(step)[0] for step in (3, 4)] == before
-    assert pool.prune(3) == 0
+    there, uses = [], {}
+    for step in range(6):
+        found, _ = pool.at(step)
+        assert found == alive(there, uses, settings, step)
+        drawn = pool.draw(1, step=step, generator=rng(step))
+        uses |= {(one.item.id, step): 1 for one in drawn}
+        pool.put({step + 1: float(step % 3)}, step=step)
+        everything = Pool(store, run, "good", PoolSettings(max_size=99)).at(step + 1)[0]
+        there = sorted(everything, key=lambda item: item.id)
 
 
 def test_deleting_the_run_takes_its_pools_along(filled):

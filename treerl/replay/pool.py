@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from numpy.typing import NDArray
 
 from treerl.replay import schema
-from treerl.replay.entry import chunks, insert_new
+from treerl.replay.entry import insert_new
 from treerl.replay.store import Store
 
 PoolSampler = Literal["uniform", "prioritised", "oldest", "newest"]
@@ -201,8 +201,11 @@ class Pool:
 
     def at(self, step: int) -> tuple[list[Item], dict[tuple[int, int], int]]:
         """The pool when `step` begins, oldest first, and its items' uses before that."""
-        item, use = schema.item, schema.item_use
+        item, use, settings = schema.item, schema.item_use, self.settings
         of_pool = (item.c.pool_id == self.id) & (item.c.step < step)
+        if settings.remover == "oldest" and settings.max_age is not None:
+            # What is too old by now went before anything younger did, and need not be read again.
+            of_pool &= item.c.step >= step - settings.max_age
         columns = [item.c[name] for name in ("id", "draw_id", "priority", "step")]
         used = (
             sa.select(use.c.item_id, use.c.step, use.c.times)
@@ -212,7 +215,7 @@ class Pool:
         with self.store.read() as connection:
             items = [Item(*row) for row in connection.execute(sa.select(*columns).where(of_pool))]
             uses = {(row.item_id, row.step): row.times for row in connection.execute(used)}
-        return alive(items, uses, self.settings, step), uses
+        return alive(items, uses, settings, step), uses
 
     def draw(self, count: int, *, step: int, generator: np.random.Generator) -> list[Drawn]:
         """Draws up to `count` items as of `step` and records their use at it.
@@ -241,20 +244,6 @@ class Pool:
             if rows:
                 connection.execute(use.insert(), rows)
         return drawn
-
-    def prune(self, step: int) -> int:
-        """Deletes the items that are gone for good when `step` begins; returns how many.
-
-        No checkpoint before `step` may be taken up after this.
-        """
-        stay = {item.id for item in self.at(step)[0]}
-        item = schema.item
-        put = sa.select(item.c.id).where(item.c.pool_id == self.id, item.c.step < step)
-        with self.store.write() as connection:
-            gone = [i for i in connection.execute(put).scalars() if i not in stay]
-            for some in chunks(gone):
-                connection.execute(sa.delete(item).where(item.c.id.in_(some)))
-        return len(gone)
 
 
 def draws_of_rows(
