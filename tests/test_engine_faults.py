@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -225,6 +226,32 @@ def test_a_lost_engine_stops_the_run_which_goes_on_where_it_was(tmp_path):
     done = treerl_child(tmp_path, *arguments, prepare=lose_the_engine, given=given)
     assert done.exit_code == 1, done.stdout
     assert "the engine died" in done.stderr
+    assert f"treerl train --resume {RUN}" in done.stderr
+    resumed = treerl_child(tmp_path, "train", "--resume", RUN, "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.json["steps"] == 2
+
+
+def hang_in_the_engine(call: int) -> None:
+    """The `call`-th step of the sampler never comes back, and nothing can interrupt it."""
+    step, calls = TransformersSampler.step, itertools.count(1)
+
+    def hanging(self):
+        if next(calls) == call:
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            threading.Event().wait(600)
+        return step(self)
+
+    TransformersSampler.step = hanging
+
+
+@pytest.mark.parametrize(("call", "where"), [(2, "evaluation"), (12, "search")])
+def test_an_engine_that_hangs_ends_the_run_with_the_reason(tmp_path, call, where):
+    limit = ("--set", "sampler.request_timeout_s=4")
+    arguments = ("train", "quickstart", *SMALL, *limit)
+    done = treerl_child(tmp_path, *arguments, prepare=hang_in_the_engine, given=(call,))
+    assert done.exit_code == 1, where
+    assert "has not come back for 4 s (sampler.request_timeout_s)" in done.stderr
     assert f"treerl train --resume {RUN}" in done.stderr
     resumed = treerl_child(tmp_path, "train", "--resume", RUN, "--json")
     assert resumed.exit_code == 0, resumed.stderr

@@ -4,6 +4,7 @@ Works on any sampler and verifier; knows no model and no database.
 """
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,15 +105,25 @@ def evaluate(
     max_completion_length: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    patience_s: float = math.inf,
 ) -> Evaluation:
     """Draws `num_samples` completions a problem and judges them.
 
     prompts: token ids, None = too long (counted, not judged). Seeds depend on (seed, problem, sample), so
-    the same weights give the same result whatever else is evaluated.
+    the same weights give the same result whatever else is evaluated. Raises SamplerError where a sample comes
+    to nothing, or none comes for `patience_s` seconds.
     """
     kept = [index for index, prompt in enumerate(prompts) if prompt is not None]
     spans = _draw(
-        kept, problems, prompts, sampler, num_samples, max_completion_length, seed, progress
+        kept,
+        problems,
+        prompts,
+        sampler,
+        num_samples,
+        max_completion_length,
+        seed,
+        progress,
+        patience_s,
     )
     completions = [
         Completion(
@@ -150,6 +161,7 @@ def _draw(
     max_completion_length: int,
     seed: int,
     progress: Callable[[int, int], None],
+    patience_s: float,
 ) -> dict[int, list[Any]]:
     spans: dict[int, list[Any]] = {index: [None] * num_samples for index in kept}
     total = len(kept) * num_samples
@@ -162,13 +174,22 @@ def _draw(
                 np.asarray(prompt, np.int32), draw_seed, max_completion_length, True
             )
             sampler.submit(order * num_samples + k, work)
-    done = 0
+    done, newest = 0, time.monotonic()
     while done < total:
+        before = done
         for ticket, span in sampler.step():
             if isinstance(span, Failure):
                 raise SamplerError(f"a sample of the evaluation came to nothing: {span.reason}")
             spans[kept[ticket // num_samples]][ticket % num_samples] = span
             done += 1
+        now = time.monotonic()
+        if done > before:
+            newest = now
+        elif now - newest > patience_s:
+            raise SamplerError(
+                f"the evaluation waited {patience_s:g} s (sampler.request_timeout_s) for any of the "
+                f"{total - done} samples that are missing"
+            )
         progress(done, total)
     return spans
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from treerl.config import Recipe
 from treerl.engine.display import Display
+from treerl.engine.guard import GuardedSampler
 from treerl.engine.session import Session
 from treerl.errors import ConfigError
 from treerl.evaluate import Evaluation, evaluate
@@ -48,17 +49,19 @@ def evaluate_session(
         raise session.no_prompt_fits(f"the {len(problems)} held-out problems")
 
     def run(temperature: float, num_samples: int, name: str) -> Evaluation:
-        return evaluate(
-            problems,
-            prompts,
-            session.eval_sampler(temperature),
-            session.pool.verify,
-            session.decode_text,
-            num_samples=num_samples,
-            max_completion_length=session.recipe.sampler.max_completion_length,
-            seed=settings.seed,
-            progress=lambda done, total: progress(name, done, total),
-        )
+        with GuardedSampler(session.eval_sampler(temperature), session.recipe) as sampler:
+            return evaluate(
+                problems,
+                prompts,
+                sampler,
+                session.pool.verify,
+                session.decode_text,
+                num_samples=num_samples,
+                max_completion_length=session.recipe.sampler.max_completion_length,
+                seed=settings.seed,
+                progress=lambda done, total: progress(name, done, total),
+                patience_s=session.recipe.sampler.request_timeout_s,
+            )
 
     sampled = run(settings.temperature, settings.num_samples, "evaluating")
     greedy = run(0.0, 1, "evaluating greedily") if settings.greedy else None

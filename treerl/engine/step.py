@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from treerl.canon import derive_seed
+from treerl.config import Recipe
+from treerl.engine.guard import GuardedSampler
 from treerl.engine.session import Session
 from treerl.problem import Problem
 from treerl.replay.keys import Provenance
@@ -95,21 +97,18 @@ def search_step(
         index_of[id(tree)] = index
         growths.append(Growth(tree, session.strategy, problem, problem.question))
     before = session.sampler.stats
-    for done in grow(
-        growths,
-        session.sampler,
-        session.pool.submit,
-        session.decode_text,
-        out.counts,
-        in_order=session.recipe.deterministic,
-        limits=Limits(
-            in_flight=session.recipe.sampler.max_in_flight,
-            request_s=session.recipe.sampler.request_timeout_s,
-            item_s=session.recipe.verifier.timeout_s,
-        ),
-        on_round=lambda: on_round(out),
-    ):
-        on_tree(out, index_of[id(done.tree)])
+    with GuardedSampler(session.sampler, session.recipe) as sampler:
+        for done in grow(
+            growths,
+            sampler,
+            session.pool.submit,
+            session.decode_text,
+            out.counts,
+            in_order=session.recipe.deterministic,
+            limits=_limits(session.recipe),
+            on_round=lambda: on_round(out),
+        ):
+            on_tree(out, index_of[id(done.tree)])
     after = session.sampler.stats
     out.prefill_tokens = after["prefill_tokens"] - before["prefill_tokens"]
     out.reused_tokens = after["reused_tokens"] - before["reused_tokens"]
@@ -117,6 +116,14 @@ def search_step(
     out.sampler_seconds = after["seconds"] - before["seconds"]
     out.seconds = time.perf_counter() - begun
     return out
+
+
+def _limits(recipe: Recipe) -> Limits:
+    return Limits(
+        in_flight=recipe.sampler.max_in_flight,
+        request_s=recipe.sampler.request_timeout_s,
+        item_s=recipe.verifier.timeout_s,
+    )
 
 
 def tree_names(problems: Sequence[Problem]) -> list[TreeName]:

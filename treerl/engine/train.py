@@ -34,7 +34,7 @@ from treerl.engine.run import (
 from treerl.engine.scores import credit_scores, discount_of
 from treerl.engine.session import Session
 from treerl.engine.step import Searched, TreeName, put_tree, search_metrics, search_step
-from treerl.errors import Interrupted, SamplerError, StoreError
+from treerl.errors import Interrupted, TreerlError
 from treerl.metrics import MetricsLog
 from treerl.policy.checkpoint import Checkpoint, latest, load_checkpoint, save_checkpoint
 from treerl.policy.optimizer import PolicyOptimizer, Schedule, linear_warmup, warmup_linear
@@ -72,7 +72,7 @@ def train_run(recipe: Recipe, *, resume: bool, console: Console, quiet: bool) ->
             raise Interrupted(
                 f"interrupted; what is stored stays. Go on with: {resume_command(recipe)}"
             ) from None
-        except (StoreError, SamplerError) as error:
+        except TreerlError as error:
             if session.paths.recipe.is_file():
                 error.add_note(f"go on with: {resume_command(recipe)}")
             raise
