@@ -1,5 +1,7 @@
 """Reward functions of users: both published shapes, unmodified, and what becomes of their failures."""
 
+import os
+import signal
 import textwrap
 
 import pytest
@@ -165,6 +167,18 @@ def test_one_sample_that_hangs_times_out_alone(folder):
         verdicts = pool.verify(problems(5), [Completion(text) for text in texts])
     outcomes = [verdict.outcome for verdict in verdicts]
     assert outcomes == ["scored", "timeout", "scored", "error", "skipped"]
+
+
+def test_a_nursery_that_hangs_is_replaced_by_another(folder):
+    target = f"{folder / 'rewards.py'}:compute_score"
+    with VerifierPool(settings(kind="import", target=target, timeout_s=2.0)) as pool:
+        first = pool._nursery.pid
+        assert pool._nursery._control.gettimeout() == 120.0
+        pool._nursery._control.settimeout(0.5)
+        os.kill(first, signal.SIGSTOP)
+        verdicts = pool.verify(problems(3), [Completion(text) for text in ("7", "hang", "8")])
+        assert [verdict.outcome for verdict in verdicts] == ["scored", "timeout", "scored"]
+        assert pool._nursery.pid != first
 
 
 def test_identity_changes_with_the_users_file_and_not_with_limits(folder):

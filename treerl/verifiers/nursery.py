@@ -142,6 +142,7 @@ class Nursery:
                 start_new_session=True,  # Ctrl-C is for the caller, who closes the pool
                 env=_environment(),
             )
+        ours.settimeout(_HELLO_SECONDS)
         self._control, self._loaded = ours, frozenset()
 
     def _ask(self, operation: bytes, number: int, *fds: int) -> int:
