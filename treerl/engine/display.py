@@ -133,13 +133,14 @@ class Display:
             self._changes += 1
 
     def searching(self, searched: Searched) -> None:
-        """A tree of the step is finished."""
+        """The trees of a step grow: how many are finished, and what they have cost."""
         note = f"{count(searched.counts.generated_tokens)} tokens"
         done = searched.counts.trees + len(searched.adopted)
         self.advance("searching", done, len(searched.trees), note)
 
     def searched(self, searched: Searched, step: int) -> None:
         """All trees of a step are finished: picks those to show."""
+        self._bars.pop("searching", None)
         if self._training is None:
             return
         self._bars["training"].note = "updating"

@@ -259,7 +259,6 @@ class Trainer:
             self.reader.repair(searched.trees[index], searched.problems[index], step)
             if searched.names[index] not in stored:
                 waited += self._write(writer, searched, index, step)
-            self.display.searching(searched)
 
         searched = search_step(
             self.session,
@@ -268,6 +267,7 @@ class Trainer:
             stored=stored,
             cached=self.reader.for_step(problems, self.session.prompts(problems), step),
             on_tree=write,
+            on_round=self.display.searching,
         )
         if step == 0 and not searched.trees:
             raise self.session.no_prompt_fits(f"the {len(problems)} problems of the first step")
