@@ -60,6 +60,8 @@ def test_a_tree_has_its_advantages_in_json(run):
     assert found["compare"]["spans"] == len(paid)
     one = treerl("inspect", tree, "--colour", "advantage", "--estimator", "rloo", "--json").json
     assert one["nodes"][1]["advantage"].keys() == {"rloo"}
+    own = treerl("inspect", tree, "--colour", "advantage", "--json").json
+    assert own["nodes"][1]["advantage"].keys() == {"sibling_rloo"}  # what quickstart trains with
 
 
 def test_log_prob_estimators_and_ratios_use_the_runs_checkpoint(run):
@@ -82,6 +84,16 @@ def test_the_ratio_under_the_weights_that_drew_a_tree_is_one(run):
     assert known == pytest.approx([1.0] * len(known), abs=1e-4)
 
 
+def test_siblings_are_shown_side_by_side(run):
+    tree = str(mixed_tree())
+    found = treerl("inspect", tree, "--node", "1", "--siblings", "--json").json
+    assert len(found["continuations"]) > 1
+    assert str(found["best_sibling"]) in found["continuations"]
+    shown = treerl("inspect", tree, "--node", "1", "--siblings").stdout
+    assert "in common" in shown
+    assert f"span {found['best_sibling']}" in shown
+
+
 def test_a_run_without_a_checkpoint_says_what_to_give(run):
     made = treerl("search", "quickstart", *sets("replay.url='sqlite:///s.db'"), "-n", "1", "--json")
     tree = str(made.json["trees"][0])
@@ -95,6 +107,8 @@ def test_a_run_without_a_checkpoint_says_what_to_give(run):
     ("arguments", "code", "said"),
     [
         (["99"], 1, "no tree 99"),
+        (["1", "--siblings"], 2, "--siblings goes with a tree and --node"),
+        (["1", "--node", "0", "--siblings"], 2, "has no sibling"),
         (["1", "--colour", "mood"], 2, "--colour mood: choose one of q, visits"),
         (["1", "--compare", "grpo"], 2, "give two estimators"),
         (["1", "--compare", "grpo,nonsense"], 2, "estimator nonsense: choose one of"),

@@ -38,10 +38,16 @@ def inspect(
     heat: Annotated[
         str, typer.Option(help="Its tokens by entropy, logprob, advantage or ratio (new/old)")
     ] = "entropy",
+    siblings: Annotated[
+        bool,
+        typer.Option("--siblings", help="Show the span of --node beside its siblings, by tokens"),
+    ] = False,
     colour: Annotated[
         str, typer.Option(help="Colour the tree by q, visits, entropy, advantage or age")
     ] = "q",
-    estimator: Annotated[str, typer.Option(help="Estimator of the advantage")] = "tree_value",
+    estimator: Annotated[
+        str, typer.Option(help="Estimator of the advantage; default the run's own")
+    ] = "",
     compare: Annotated[str, typer.Option(help="Two estimators side by side: tree_value,grpo")] = "",
     weights: Annotated[
         Path | None,
@@ -58,6 +64,8 @@ def inspect(
     with guard():
         from treerl.engine import show
 
+        if siblings and (tree is None or node is None):
+            raise ConfigError("--siblings goes with a tree and --node ROW")
         pair = tuple(name.strip() for name in compare.split(",") if name.strip())
         look = show.Look(colour, estimator, pair, whole, right)
         if interactive:
@@ -71,6 +79,8 @@ def inspect(
             result = listed(url, run=run, limit=limit, where=where, sort=sort, console=out)
         elif node is None:
             result = show.show_tree(url, tree, look=look, weights=weights, console=out)
+        elif siblings:
+            result = show.show_siblings(url, tree, node, weights=weights, console=out)
         else:
             result = show.show_node(
                 url, tree, node, heat=heat, estimator=estimator, weights=weights, console=out

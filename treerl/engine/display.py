@@ -90,9 +90,18 @@ class Display:
         room = options.size.height - len(bars) - 1
         key = (self._changes, options.max_width, room)
         if self._drawn[0] != key:
-            lines = self._body(options.max_width, room)
+            lines = self._lines(options.max_width, room)
             self._drawn = key, Segments(list(console.render(Group(*lines), options)))
         yield self._drawn[1]
+
+    def _lines(self, width: int, height: int) -> list[Text]:
+        """The body's lines. A view that cannot be drawn says so, and must not end the work it shows."""
+        try:
+            return self._body(width, height)
+        except Exception as error:  # noqa: BLE001 - this is the border between work and view
+            line = Text(f"this view failed: {error!r}; the work goes on", style="red")
+            self._body = lambda width, height: [line]
+            return [line]
 
     def say(self, text: str) -> None:
         """One line that stays, above the view."""

@@ -18,10 +18,11 @@ from treerl.inspect.compare import Comparison, compare, render_comparison
 from treerl.inspect.detail import render_detail
 from treerl.inspect.forest import Item, arrange, forest_line, forest_titles, of_tree, problem_items
 from treerl.inspect.heat import HEATS, heat_of
-from treerl.inspect.library import Library, Opened
+from treerl.inspect.library import ESTIMATORS, Library, Opened
 from treerl.inspect.model import as_json
 from treerl.inspect.render import render_tree
 from treerl.inspect.shade import SHADES, Shade, shade_of
+from treerl.inspect.siblings import best_sibling, continuation, render_family, render_pair
 from treerl.inspect.state import TreeState
 from treerl.replay.browse import tree_entropies
 from treerl.replay.entry import now_us
@@ -30,10 +31,10 @@ from treerl.replay.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a tree is shown. compare: two estimators, or none; whole: nothing is left out."""
+    """How a tree is shown. estimator: "" is the run's own. compare: two, or none; whole: nothing left out."""
 
     colour: str = "q"
-    estimator: str = "tree_value"
+    estimator: str = ""
     compare: tuple[str, ...] = ()
     whole: bool = False
     only_right: bool = False
@@ -151,10 +152,7 @@ def show_tree(
     url: str, tree_id: int, *, look: Look, weights: Path | None, console: Console | None
 ) -> dict[str, Any]:
     """One tree as aligned lines, or as JSON values; with two estimators side by side if asked."""
-    if look.colour not in SHADES:
-        raise ConfigError(f"--colour {look.colour}: choose one of {', '.join(SHADES)}")
-    if look.compare and len(look.compare) != 2:
-        raise ConfigError("--compare: give two estimators, as in --compare tree_value,grpo")
+    _check(look)
     with open_library(url, weights) as (library, policies):
         opened = library.open(tree_id)
         shade, beside, found = _shades(library, opened, look)
@@ -163,7 +161,8 @@ def show_tree(
                 _say(console, note)
             _print_tree(opened, look, console, shade=shade, beside=beside, found=found, url=url)
     result = {"tree": tree_id} | as_json(opened.view)
-    names = look.compare or ((look.estimator,) if look.colour == "advantage" else ())
+    own = (look.estimator or opened.estimator,) if look.colour == "advantage" else ()
+    names = look.compare or own
     for name in names:
         means = library.credit(opened, name).shade(opened.tree).values
         for node in result["nodes"]:
@@ -178,6 +177,16 @@ def show_tree(
     return result
 
 
+def _check(look: Look) -> None:
+    if look.colour not in SHADES:
+        raise ConfigError(f"--colour {look.colour}: choose one of {', '.join(SHADES)}")
+    if look.compare and len(look.compare) != 2:
+        raise ConfigError("--compare: give two estimators, as in --compare tree_value,grpo")
+    for name in (*look.compare, look.estimator):
+        if name and name not in ESTIMATORS:
+            raise ConfigError(f"estimator {name}: choose one of {', '.join(ESTIMATORS)}")
+
+
 def _shades(
     library: Library, opened: Opened, look: Look
 ) -> tuple[Shade, tuple[Shade, ...], Comparison | None]:
@@ -185,7 +194,8 @@ def _shades(
         first, second = (library.credit(opened, name) for name in look.compare)
         found = compare(opened, first, second)
         return first.shade(opened.tree), (second.shade(opened.tree),), found
-    credit = library.credit(opened, look.estimator) if look.colour == "advantage" else None
+    name = look.estimator or opened.estimator
+    credit = library.credit(opened, name) if look.colour == "advantage" else None
     return shade_of(look.colour, opened.view, opened.tree, credit), (), None
 
 
@@ -232,10 +242,8 @@ def show_node(
     if heat not in HEATS:
         raise ConfigError(f"--heat {heat}: choose one of {', '.join(HEATS)}")
     with open_library(url, weights) as (library, policies):
-        opened = library.open(tree_id)
-        if node not in opened.view.nodes:
-            raise ConfigError(f"--node {node}: tree {tree_id} has rows 0 to {len(opened.tree) - 1}")
-        shade = heat_of(heat, library, opened, estimator)
+        opened = _open_at(library, tree_id, node)
+        shade = heat_of(heat, library, opened, estimator or opened.estimator)
     if console is not None:
         for note in policies.notes:
             _say(console, note)
@@ -252,6 +260,35 @@ def show_node(
     return {"tree": tree_id, "node": node, "tokens": texts, "ids": ids, heat: shown}
 
 
+def show_siblings(
+    url: str, tree_id: int, node: int, *, weights: Path | None, console: Console | None
+) -> dict[str, Any]:
+    """A span beside its best sibling, token by token, then all its siblings."""
+    with open_library(url, weights) as (library, policies):
+        opened = _open_at(library, tree_id, node)
+    other = best_sibling(opened, node)
+    if other is None:
+        raise ConfigError(f"--node {node}: span {node} of tree {tree_id} has no sibling")
+    if console is not None:
+        for note in policies.notes:
+            _say(console, note)
+        _say(console, opened.title)
+        console.print(render_pair(opened, node, other))
+        console.print()
+        console.print(render_family(opened, node, width=console.width))
+    family = opened.view.nodes[opened.view.nodes[node].parent].children
+    rows = {child: continuation(opened, child) for child in family}
+    return {"tree": tree_id, "node": node, "best_sibling": other, "continuations": rows}
+
+
+def _open_at(library: Library, tree_id: int, node: int) -> Opened:
+    """A tree that has a span `node`."""
+    opened = library.open(tree_id)
+    if node not in opened.view.nodes:
+        raise ConfigError(f"--node {node}: tree {tree_id} has rows 0 to {len(opened.tree) - 1}")
+    return opened
+
+
 # The app ---------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +300,7 @@ def browse(
         raise ConfigError(
             "-i needs textual: pip install 'treerl[tui]'; without -i the tree is printed"
         )
+    _check(look)
     from treerl.inspect.app import InspectApp
 
     with open_library(url, weights) as (library, policies):
@@ -276,9 +314,8 @@ def browse(
 
         def open_tree(tree_id: int) -> TreeState:
             opened = library.open(tree_id)
-            state = TreeState(library, opened, look.colour, look.estimator, notes=policies.notes)
-            state.second = look.compare[1] if look.compare else None
-            state.estimator = look.compare[0] if look.compare else look.estimator
+            first, second = look.compare or (look.estimator or opened.estimator, None)
+            state = TreeState(library, opened, look.colour, first, second, notes=policies.notes)
             state.only_right = look.only_right
             state.refold()
             return state

@@ -67,6 +67,12 @@ class Opened:
         return recipe
 
     @property
+    def estimator(self) -> str:
+        """The estimator that its run trained with."""
+        own = self.recipe.get("advantage", {}).get("estimator")
+        return own if own in ESTIMATORS else "tree_value"
+
+    @property
     def title(self) -> str:
         """Which tree this is, in one line."""
         return f"{self.name} · {self.place}"

@@ -34,7 +34,7 @@ def _rank(opened: Opened, row: int) -> tuple[float, int]:
 
 def render_pair(opened: Opened, row: int, other: int) -> Text:
     """Both continuations to their best ends: what is equal dim, what differs in ⟦ ⟧, with q and n of both."""
-    ours, theirs = _continuation(opened, row), _continuation(opened, other)
+    ours, theirs = continuation(opened, row), continuation(opened, other)
     blocks = [
         (tag == "equal", slice(a, b), slice(c, d))
         for tag, a, b, c, d in SequenceMatcher(None, ours, theirs, autojunk=False).get_opcodes()
@@ -62,7 +62,7 @@ def render_family(opened: Opened, row: int, *, width: int) -> Text:
     nodes = opened.view.nodes
     parent = nodes[row].parent
     family = nodes[parent].children if parent in nodes else [row]
-    tokens = {child: _continuation(opened, child) for child in family}
+    tokens = {child: continuation(opened, child) for child in family}
     shared = _shared_prefix([tokens[child] for child in family]) if len(family) > 1 else 0
     text = Text()
     if shared:
@@ -87,7 +87,7 @@ def _title(opened: Opened, row: int) -> Text:
     return text
 
 
-def _continuation(opened: Opened, row: int) -> list[int]:
+def continuation(opened: Opened, row: int) -> list[int]:
     """Tokens from the start of the span to its best end."""
     tokens = opened.tree.path_tokens(best_end(opened, row))
     rest: list[int] = tokens[int(opened.tree.nodes.offset[row]) :].tolist()
