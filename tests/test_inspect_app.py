@@ -17,8 +17,9 @@ from tests.support_inspect import (
     shown_tree,
     small_tree,
 )
-from treerl.inspect.app import ForestScreen, HelpScreen, InspectApp, TreeScreen
+from treerl.inspect.app import HelpScreen, InspectApp, TreeScreen
 from treerl.inspect.forest import of_tree, problem_items
+from treerl.inspect.forest_screen import ForestScreen
 from treerl.inspect.scroller import Lines
 from treerl.inspect.state import TreeState
 

@@ -60,7 +60,7 @@ class Terminal:
     def screen(self) -> str:
         return self._run("capture-pane", "-p")
 
-    def until(self, *parts: str, seconds: float = 120.0) -> str:
+    def until(self, *parts: str, seconds: float = 300.0) -> str:
         """The screen once it has all `parts`."""
         end = time.monotonic() + seconds
         while not all(part in (seen := self.screen()) for part in parts):

@@ -13,18 +13,19 @@ from textual import events, work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import VerticalScroll
+from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.timer import Timer
 from textual.widgets import Static
 
 from treerl.errors import TreerlError
-from treerl.inspect.forest import RULES, SORTS, Item, arrange, forest_line, forest_titles
+from treerl.inspect.forest import Item
+from treerl.inspect.forest_screen import ForestScreen
 from treerl.inspect.keys import render_keys
 from treerl.inspect.render import render_line, render_titles
 from treerl.inspect.screen import COMMON, InspectScreen, key
 from treerl.inspect.scroller import GUTTER
 from treerl.inspect.state import TreeState
-from treerl.replay.entry import now_us
 
 Read = Callable[[Item | None], Sequence[Item]]
 """The problems of the cache, or the trees of one."""
@@ -33,86 +34,6 @@ DETAIL_AFTER = 0.06
 """Seconds that the cursor rests before its details are drawn."""
 WIDE = 150
 """Cells from which the details stand beside the tree, not below it."""
-
-
-class ForestScreen(InspectScreen):
-    """Problems, or the trees of one problem."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        key("slash", "filter", "filter", "/"),
-        key("o", "sort", "sort"),
-        key("r", "reload", "read again"),
-        *COMMON,
-    ]
-
-    def __init__(self, title: str, read: Callable[[], Sequence[Item]], *, of_trees: bool) -> None:
-        super().__init__(classes="plain")
-        self._title, self._read, self._of_trees = title, read, of_trees
-        self._all: Sequence[Item] = ()
-        self._items: list[Item] = []
-        self._sort, self._where, self._note = SORTS[0], "", ""
-        self._now = now_us()
-
-    def on_mount(self) -> None:
-        """Reads the cache."""
-        super().on_mount()
-        self.action_reload()
-
-    def on_resize(self, _event: events.Resize) -> None:
-        """Columns follow the width."""
-        self._paint()
-
-    def _paint(self) -> None:
-        cursor = self.lines.cursor
-        self._items = arrange(self._all, where=self._where, sort=self._sort)
-        head = Text(self._title, style="bold", no_wrap=True, overflow="ellipsis")
-        some = f"{len(self._items):,d} of {len(self._all):,d}, by {self._sort}"
-        head.append(
-            f"   {some}" + (f", filter: {self._where}" if self._where else ""), "not bold dim"
-        )
-        if not self._all:
-            head.append("\nno trees here yet: `treerl search quickstart` grows some", "not bold")
-        head.append(f"\n{self._note}" if self._note else "", "not bold italic")
-        self.put("#head", head)
-        titles = forest_titles(self.size.width - GUTTER, of_trees=self._of_trees)
-        self.put("#titles", Text("  ", style="dim underline").append_text(titles))
-        self.lines.fill(len(self._items), cursor)
-
-    def draw(self, index: int, width: int) -> Text:
-        """A problem or a tree."""
-        return forest_line(self._items[index], width, now_us=self._now, of_trees=self._of_trees)
-
-    def on_lines_chosen(self) -> None:
-        """Opens the tree, or lists the trees of a problem that has several."""
-        assert isinstance(self.app, InspectApp)
-        item = self._items[self.lines.cursor]
-        if self._of_trees or item.trees == 1:
-            self.app.open_tree(item.newest)
-        else:
-            self.app.list_trees(item)
-
-    def answered(self, text: str) -> None:
-        """A filter; one that is none is said, and the old one stays."""
-        try:
-            arrange((), where=text, sort=self._sort)
-            self._where, self._note = text, ""
-        except TreerlError as error:
-            self._note = str(error)
-        self._paint()
-
-    def action_filter(self) -> None:
-        """Asks for a filter."""
-        self.ask(RULES, self._where)
-
-    def action_sort(self) -> None:
-        """By the next order."""
-        self._sort = SORTS[(SORTS.index(self._sort) + 1) % len(SORTS)]
-        self._paint()
-
-    def action_reload(self) -> None:
-        """Reads the cache again: a run may be writing to it."""
-        self._all, self._now = self._read(), now_us()
-        self._paint()
 
 
 class TreeScreen(InspectScreen):
@@ -146,6 +67,9 @@ class TreeScreen(InspectScreen):
         key("s", "save", "save the tree as SVG", foot=False),
         *COMMON,
     ]
+
+    class Prepared(Message):
+        """What the choices need is there."""
 
     def __init__(self, state: TreeState) -> None:
         super().__init__()
@@ -211,7 +135,11 @@ class TreeScreen(InspectScreen):
     def _prepare(self) -> None:
         """Computes what the choices need, in a thread: it may load a policy."""
         self.state.prepare()
-        self.app.call_from_thread(self.paint)
+        self.post_message(self.Prepared())
+
+    def on_tree_screen_prepared(self) -> None:
+        """Shows it."""
+        self.paint()
 
     def action_search(self) -> None:
         """Asks what to search for."""
@@ -260,6 +188,13 @@ class InspectApp(App[None]):
     TITLE = "treerl inspect"
     ENABLE_COMMAND_PALETTE = False
 
+    class Opened(Message):
+        """A tree has been read in a thread, or could not be."""
+
+        def __init__(self, state: TreeState | None, error: str = "") -> None:
+            super().__init__()
+            self.state, self.error = state, error
+
     def __init__(self, title: str, read: Read, open: Open, *, tree_id: int | None = None) -> None:
         super().__init__()
         self._title, self._read, self._open, self._first = title, read, open, tree_id
@@ -270,24 +205,37 @@ class InspectApp(App[None]):
         if self._first is not None:
             self.open_tree(self._first)
 
-    def list_trees(self, item: Item) -> None:
-        """The trees of one problem."""
+    def on_forest_screen_wanted(self, event: ForestScreen.Wanted) -> None:
+        """Opens the tree, or lists the trees of a problem that has several."""
+        item = event.item
+        if item.trees == 1:
+            self.open_tree(item.newest)
+            return
         title = f"trees of {item.question.strip()}"
         self.push_screen(ForestScreen(title, lambda: self._read(item), of_trees=True))
 
-    @work(thread=True, exclusive=True)
     def open_tree(self, tree_id: int) -> None:
-        """Reads a tree in a thread, then shows it."""
-        self.call_from_thread(self.notify, f"opening tree {tree_id} …", timeout=60)
+        """Reads a tree, then shows it."""
+        self.notify(f"opening tree {tree_id} …", timeout=60)
+        self._read_tree(tree_id)
+
+    @work(thread=True, exclusive=True)
+    def _read_tree(self, tree_id: int) -> None:
         try:
             state = self._open(tree_id)
             state.prepare()
         except TreerlError as error:
-            self.call_from_thread(self.clear_notifications)
-            self.call_from_thread(self.notify, str(error), severity="error", timeout=10)
+            self.post_message(self.Opened(None, str(error)))
             return
-        self.call_from_thread(self.clear_notifications)
-        self.call_from_thread(self.push_screen, TreeScreen(state))
+        self.post_message(self.Opened(state))
+
+    def on_inspect_app_opened(self, event: Opened) -> None:
+        """Shows the tree, or why there is none."""
+        self.clear_notifications()
+        if event.state is not None:
+            self.push_screen(TreeScreen(event.state))
+        else:
+            self.notify(event.error, severity="error", timeout=10)
 
     def action_help(self) -> None:
         """The keys."""
