@@ -124,7 +124,7 @@ def read(url: str, run: str, notes: Path, pause_s: float) -> None:
     rng = random.Random(notes.stem)
     with Store.open(url, create=False) as store, notes.open("a") as stream:
         while True:
-            time.sleep(pause_s)
+            time.sleep(2 * pause_s)
             newest = store.position()
             trees = store.trees(run_id=run, limit=5)
             for info in trees:
@@ -221,7 +221,7 @@ def soak(
             working.readers = [working.start(read, "reader") for _ in range(readers)]
             while time.monotonic() - begun < seconds and not wrong:
                 step = refill(url, run, step)
-                time.sleep(0.2)
+                time.sleep(1.0)
                 if time.monotonic() - killed >= kill_every:
                     working.kill_one()
                     killed = time.monotonic()
@@ -234,9 +234,9 @@ def soak(
 
 
 def refill(url: str, run: str, step: int) -> int:
-    """Queues trees of the next steps if few wait; the parent keeps no connection across a fork."""
+    """Queues trees of the next steps if few wait; nothing stays open that a fork would share."""
     with Store.open(url, create=False) as store:
-        while queue_of(store, run).queued < 4 * PROBLEMS:
+        while queue_of(store, run).queued < 20 * PROBLEMS:
             queue_trees(store, run, problems(), step=step)
             step += 1
     return step

@@ -4,14 +4,28 @@ import json
 import numpy as np
 import pytest
 
-from tests.support_replay import PROBLEM, VERIFIER, branched_tree, provenance, star_tree
+from tests.support_replay import (
+    PROBLEM,
+    VERIFIER,
+    branched_tree,
+    fill_two_runs,
+    provenance,
+    star_tree,
+)
 from treerl.errors import DataError
 from treerl.problem import Problem
 from treerl.replay.bound import ReadBound
 from treerl.replay.keys import VerifierRef
+from treerl.replay.parquet import write_records
 from treerl.replay.reuse import Asked, cached_solutions
 from treerl.replay.store import Store
-from treerl.replay.transfer import Imported, export_solutions, import_solutions
+from treerl.replay.transfer import (
+    HEADER,
+    Imported,
+    export_parquet,
+    export_solutions,
+    import_solutions,
+)
 
 
 def exported(store):
@@ -46,6 +60,46 @@ def test_export_import_export_is_byte_equal(new_url, tmp_path):
     with Store.open(new_url()) as store:
         assert import_solutions(store, path) == Imported(solutions=6, draws=8, new_draws=8)
         assert exported(store) == text
+
+
+def test_parquet_export_import_export_is_byte_equal_and_as_good_as_lines(new_url, tmp_path):
+    pytest.importorskip("pyarrow")
+    first, second = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    with Store.open(new_url()) as store:
+        fill(store)
+        assert export_parquet(store, first) == 6
+        text = exported(store)
+    with Store.open(new_url()) as store:
+        assert import_solutions(store, first) == Imported(solutions=6, draws=8, new_draws=8)
+        export_parquet(store, second)
+        assert exported(store) == text
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_parquet_of_a_foreign_hash_scheme_and_foreign_files_are_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    with Store.open("sqlite://") as store:
+        write_records(path, {**HEADER, "hash_scheme": "md5"}, [])
+        with pytest.raises(DataError, match="hash scheme md5"):
+            import_solutions(store, path)
+        write(path, "text")
+        with pytest.raises(DataError, match="not a Parquet file"):
+            import_solutions(store, path)
+
+
+@pytest.mark.postgres
+def test_sqlite_and_postgresql_export_the_same_run_alike(pg_urls, tmp_path):
+    pytest.importorskip("pyarrow")
+    texts, files = [], []
+    for number, url in enumerate((f"sqlite:///{tmp_path}/r.db", pg_urls())):
+        with Store.open(url) as store:
+            fill_two_runs(store)
+            texts.append(exported(store))
+            export_parquet(store, tmp_path / f"{number}.parquet")
+        files.append((tmp_path / f"{number}.parquet").read_bytes())
+    assert texts[0] == texts[1]
+    assert files[0] == files[1]
 
 
 def test_lines_are_sorted_and_self_contained(new_url, tmp_path):

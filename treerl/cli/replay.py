@@ -1,11 +1,11 @@
-"""`treerl replay`: look into the replay cache, export and import it."""
+"""`treerl replay`: look into the replay cache, export and import it, keep it sound."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from treerl.cli.common import DEFAULT_URL, AsJson, Url, console, emit, guard
+from treerl.cli.common import DEFAULT_URL, AsJson, Overrides, Url, console, emit, guard
 
 replay_app = typer.Typer(help="Look into the replay cache.", no_args_is_help=True)
 
@@ -24,11 +24,11 @@ def replay_stats(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 @replay_app.command("ls")
 def replay_ls(
     url: Url = DEFAULT_URL,
-    what: Annotated[str, typer.Argument(help="runs, trees or problems")] = "runs",
+    what: Annotated[str, typer.Argument(help="runs, trees, problems or queue")] = "runs",
     limit: Annotated[int, typer.Option(min=1)] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """List runs, trees or problems."""
+    """List runs, trees, problems, or trees that workers have still to search."""
     with guard():
         from treerl.engine.cache import listing
 
@@ -54,11 +54,11 @@ def replay_show(
 
 @replay_app.command("export")
 def replay_export(
-    file: Annotated[Path, typer.Argument(help="JSON lines to write")],
+    file: Annotated[Path, typer.Argument(help="File to write: .parquet, or else JSON lines")],
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Write all solutions as JSON lines, sorted by key."""
+    """Write all solutions as JSON lines or Parquet, sorted by key."""
     with guard():
         from treerl.engine.cache import export
 
@@ -71,7 +71,7 @@ def replay_export(
 
 @replay_app.command("import")
 def replay_import(
-    file: Annotated[Path, typer.Argument(help="JSON lines made by export")],
+    file: Annotated[Path, typer.Argument(help="File made by export")],
     url: Url = DEFAULT_URL,
     dry_run: Annotated[bool, typer.Option(help="Read and check only")] = False,
     as_json: AsJson = False,
@@ -99,6 +99,44 @@ def replay_check(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             emit({"problems": problems})
         if problems:
             raise typer.Exit(1)
+
+
+@replay_app.command("rejudge")
+def replay_rejudge(
+    recipe: Annotated[str, typer.Argument(help="Recipe whose [verifier] judges")],
+    url: Url = DEFAULT_URL,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option(help="Count what is left, judge nothing")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge all stored solutions by another verifier, keep the old verdicts, show what changed."""
+    with guard():
+        from treerl.engine.rejudge import rejudge_cache
+        from treerl.recipe import load_recipe
+
+        resolved = load_recipe(recipe, overrides or [])
+        shown = None if as_json else console()
+        result = rejudge_cache(url, resolved, dry_run=dry_run, console=shown)
+        if as_json:
+            emit(result)
+
+
+@replay_app.command("gc")
+def replay_gc(
+    url: Url = DEFAULT_URL,
+    runs: Annotated[
+        list[str] | None, typer.Option("--run", help="Name of a run to delete first")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Count only")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove solutions and spans that no tree uses, and runs named to go."""
+    with guard():
+        from treerl.engine.cache import collect
+
+        result = collect(url, runs or [], dry_run=dry_run, console=None if as_json else console())
+        if as_json:
+            emit(result)
 
 
 @replay_app.command("upgrade")

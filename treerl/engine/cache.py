@@ -2,21 +2,25 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from treerl.engine.progress import bar
 from treerl.errors import ConfigError, StoreError
 from treerl.inspect.render import render_mapping, render_rows
 from treerl.replay import database
 from treerl.replay import stats as figures
 from treerl.replay.check import check as check_store
+from treerl.replay.gc import collect as collect_store
+from treerl.replay.lease import queue_of
 from treerl.replay.store import Store
-from treerl.replay.transfer import export_solutions, import_solutions
+from treerl.replay.transfer import export_parquet, export_solutions, import_solutions
 
-LISTINGS = ("runs", "trees", "problems")
+LISTINGS = ("runs", "trees", "problems", "queue")
 
 
 def stats(url: str, *, console: Console | None) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def stats(url: str, *, console: Console | None) -> dict[str, Any]:
 
 
 def listing(url: str, what: str, *, limit: int, console: Console | None) -> list[dict[str, Any]]:
-    """Runs, trees or problems."""
+    """Runs, trees, problems, or what workers have still to search of each run."""
     if what not in LISTINGS:
         raise ConfigError(f"replay ls {what}: choose one of {', '.join(LISTINGS)}")
     if what == "trees":
@@ -63,6 +67,8 @@ def listing(url: str, what: str, *, limit: int, console: Console | None) -> list
     with Store.open(url, create=False) as store:
         if what == "runs":
             rows = [_run_row(run) for run in store.runs()[-limit:]]
+        elif what == "queue":
+            rows = _queues(store)[-limit:]
         else:
             rows = [_problem_row(found) for found in figures.problems(store, limit=limit)]
     if console is not None:
@@ -99,11 +105,17 @@ def export(url: str, file: Path) -> int:
     """Writes all solutions to `file`, whole or not at all; returns how many."""
     draft = file.with_name(file.name + ".tmp")
     try:
-        with Store.open(url, create=False) as store, draft.open("w", encoding="utf-8") as stream:
-            count = export_solutions(store, stream)
+        with Store.open(url, create=False) as store:
+            if file.suffix == ".parquet":
+                count = export_parquet(store, draft)
+            else:
+                with draft.open("w", encoding="utf-8") as stream:
+                    count = export_solutions(store, stream)
         os.replace(draft, file)
-    except OSError as error:
+    except BaseException as error:
         draft.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
         raise StoreError(f"cannot write {file}: {error.strerror}") from error
     return count
 
@@ -116,6 +128,18 @@ def import_file(url: str, file: Path, *, dry_run: bool) -> dict[str, int]:
         return dataclasses.asdict(import_solutions(store, file))
 
 
+def collect(
+    url: str, runs: Sequence[str], *, dry_run: bool, console: Console | None
+) -> dict[str, int]:
+    """Deletes these runs and what nothing uses; `dry_run` counts."""
+    with Store.open(url, create=False) as store:
+        found = dataclasses.asdict(collect_store(store, runs, dry_run=dry_run))
+    if console is not None:
+        console.print(render_mapping("", {k.replace("_", " "): v for k, v in found.items()}))
+        console.print("nothing was deleted" if dry_run else "deleted", highlight=False)
+    return found
+
+
 def upgrade(url: str) -> str:
     """Brings a database to this version's schema; says what was done."""
     before, after = database.upgrade(url)
@@ -126,13 +150,19 @@ def upgrade(url: str) -> str:
 
 def check(url: str, *, console: Console | None) -> list[str]:
     """Re-hashes every key; returns what does not match."""
-    with Store.open(url, create=False) as store:
-        problems = list(check_store(store))
+    with Store.open(url, create=False) as store, bar("checking trees", console) as progress:
+        problems = list(check_store(store, progress))
     if console is not None:
         for line in problems:
             console.print(line, highlight=False)
         console.print(f"{len(problems)} problems found" if problems else "every key matches")
     return problems
+
+
+def _queues(store: Store) -> list[dict[str, Any]]:
+    """A line a run that has trees to be searched."""
+    counts = [(run.name, dataclasses.asdict(queue_of(store, run.id))) for run in store.runs()]
+    return [{"run": name, **count} for name, count in counts if any(count.values())]
 
 
 def _run_row(run: Any) -> dict[str, Any]:

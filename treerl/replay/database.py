@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 JOURNAL_SIZE_LIMIT = 64 * 1024 * 1024
 CONNECT_TIMEOUT_S = 10
 _WRITE = "treerl_write"
+_PLAIN = "treerl_plain"
 _CREATION_LOCK = 0x7EE71
 
 
@@ -162,8 +163,9 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 
 def _on_begin(connection: sa.Connection) -> None:
-    write = connection.get_execution_options().get(_WRITE, False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+    options = connection.get_execution_options()
+    if not options.get(_PLAIN, False):
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(_WRITE, False) else "BEGIN")
 
 
 @contextmanager
@@ -183,6 +185,13 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
             )
         with connection.begin():
             yield connection
+
+
+@contextmanager
+def outside_transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection to SQLite for what it does not do within a transaction."""
+    with engine.connect().execution_options(**{_PLAIN: True}) as connection:
+        yield connection
 
 
 # Versions ------------------------------------------------------------------------------------------------

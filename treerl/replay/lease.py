@@ -56,12 +56,12 @@ def queue_trees(
 def claim_tree(store: Store, run_id: str, owner: str, *, lease_s: float) -> Claim | None:
     """The next tree to be searched, now leased to `owner`; None if there is none.
 
-    Trees that wait come first, oldest step first, then those whose worker has not renewed its lease.
+    Trees whose worker has not renewed its lease come first, then those that wait, oldest step first.
     """
     with store.write() as connection:
         now = database_now(connection)
         tree = schema.tree
-        for condition in (tree.c.state == "queued", _expired(now)):
+        for condition in (_expired(now), tree.c.state == "queued"):
             taken = connection.execute(_take(run_id, owner, condition, now, lease_s)).first()
             if taken is not None:
                 return _claim(connection, taken, owner)

@@ -17,6 +17,12 @@ def enter(connection: sa.Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_LOCK)))
 
 
+def alone(connection: sa.Connection) -> None:
+    """Waits for the writers of trees and keeps others out until the transaction ends."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+
+
 def tick(connection: sa.Connection) -> int:
     """Takes an id that no tree will have, for what is written without one."""
     if connection.dialect.name == "postgresql":
@@ -35,7 +41,7 @@ def tick(connection: sa.Connection) -> int:
 def last(connection: sa.Connection) -> int:
     """The newest id that was given out; 0: none."""
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        alone(connection)
         query = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM tree_id_seq"
     else:
         query = "SELECT seq FROM sqlite_sequence WHERE name = 'tree'"

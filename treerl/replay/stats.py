@@ -103,12 +103,13 @@ def stats(store: Store) -> Stats:
                 str(outcome): int(count)
                 for outcome, count in connection.execute(outcomes.order_by(verdict.c.outcome))
             },
-            bytes=_size(connection),
+            bytes=database_bytes(connection),
             runs=_runs(connection),
         )
 
 
-def _size(connection: sa.Connection) -> int:
+def database_bytes(connection: sa.Connection) -> int:
+    """Size of the database on disk."""
     if connection.dialect.name == "postgresql":
         query = "SELECT pg_database_size(current_database())"
         return int(connection.exec_driver_sql(query).scalar_one())

@@ -123,6 +123,18 @@ class Store:
         with self._turn, errors(self.url), database.reading(self.engine) as connection:
             yield connection
 
+    def vacuum(self) -> None:
+        """Gives freed pages back, which SQLite keeps until it is told to; PostgreSQL does it by itself."""
+        if self.engine.dialect.name != "sqlite":
+            return
+        with (
+            self._turn,
+            errors(self.url),
+            database.outside_transaction(self.engine) as connection,
+        ):
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
     # Runs -----------------------------------------------------------------------------------------------
 
     def start_run(

@@ -1,4 +1,4 @@
-"""Solutions in and out as JSON lines, so that caches can be merged and carried about.
+"""Solutions in and out as JSON lines or Parquet, so that caches can be merged and carried about.
 
 The first line names format and hash scheme. Every other line is one solution, self-contained: problem,
 prompt, tokens, text, each draw that gave it (behaviour log-probs and entropies as base64 of little-endian
@@ -9,7 +9,7 @@ tree took from the cache.
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +25,7 @@ from treerl.problem import Problem
 from treerl.replay import schema
 from treerl.replay.entry import chunks, fact_ids, put_verdicts, verifier_row
 from treerl.replay.keys import PolicyRef, Provenance, VerifierRef, path_key, problem_key, prompt_key
+from treerl.replay.parquet import Record, read_header, read_records, write_records
 from treerl.replay.paths import Arrays, chain, draw_arrays, join, tree_shapes
 from treerl.replay.position import tick
 from treerl.replay.store import Store
@@ -33,9 +34,7 @@ from treerl.search.tree import ROOT, Tree
 
 FORMAT = 1
 _BATCH = 1000
-_HEADER = {"treerl": "solutions", "format": FORMAT, "hash_scheme": HASH_SCHEME}
-
-Record = dict[str, Any]
+HEADER = {"treerl": "solutions", "format": FORMAT, "hash_scheme": HASH_SCHEME}
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,29 @@ class Imported:
 
 
 def export_solutions(store: Store, stream: IO[str]) -> int:
-    """Writes every solution that was drawn here or imported; returns how many."""
-    stream.write(canonical_json(_HEADER) + "\n")
+    """Writes every solution that was drawn here or imported as JSON lines; returns how many."""
+    stream.write(canonical_json(HEADER) + "\n")
     count = 0
+    for record in solution_records(store):
+        stream.write(canonical_json(record) + "\n")
+        count += 1
+    return count
+
+
+def export_parquet(store: Store, path: Path) -> int:
+    """Writes the same solutions as one Parquet file; returns how many."""
+    return write_records(path, HEADER, solution_records(store))
+
+
+def solution_records(store: Store) -> Iterator[Record]:
+    """Every solution that was drawn here or imported, by path key; all of one state of the store."""
     with store.read() as connection:
         keys = connection.execute(
             sa.select(schema.solution.c.path_key).order_by(schema.solution.c.path_key)
         ).scalars()
         for some in chunks(keys):
             records = _records(connection, some)
-            for key in some:
-                if records[key]["draws"]:
-                    stream.write(canonical_json(records[key]) + "\n")
-                    count += 1
-    return count
+            yield from (records[key] for key in some if records[key]["draws"])
 
 
 def _records(connection: sa.Connection, keys: Sequence[bytes]) -> dict[bytes, Record]:
@@ -178,26 +186,41 @@ def import_solutions(store: Store, path: Path) -> Imported:
     run_id: str | None = None
     solutions = draws = new = 0
     numbers: dict[bytes, int] = {}
-    with path.open(encoding="utf-8") as lines:
-        _check_header(path, lines.readline())
-        records = (_parse(path, number, line) for number, line in enumerate(lines, start=2))
-        while batch := list(islice(records, _BATCH)):
-            solutions += len(batch)
-            draws += sum(len(record["draws"]) for record in batch)
-            fresh = _without_known(store, batch)
-            if run_id is None and any(record["draws"] for record in fresh):
-                run_id = store.start_run(f"import {path.name}", {"import": path.name})
-            if run_id is not None:
-                new += _put_draws(store, run_id, fresh, numbers)
-            _put_verdicts(store, batch)
+    records = read_file(path)
+    while batch := list(islice(records, _BATCH)):
+        solutions += len(batch)
+        draws += sum(len(record["draws"]) for record in batch)
+        fresh = _without_known(store, batch)
+        if run_id is None and any(record["draws"] for record in fresh):
+            run_id = store.start_run(f"import {path.name}", {"import": path.name})
+        if run_id is not None:
+            new += _put_draws(store, run_id, fresh, numbers)
+        _put_verdicts(store, batch)
     return Imported(solutions, draws, new)
 
 
-def _check_header(path: Path, line: str) -> None:
-    try:
-        header = json.loads(line)
-    except ValueError:
-        header = None
+def read_file(path: Path) -> Iterator[Record]:
+    """The records of an exported file, each checked against its key. Raises DataError."""
+    if path.suffix == ".parquet":
+        _check_header(path, read_header(path))
+        for number, record in enumerate(read_records(path), start=1):
+            yield _checked(f"{path}, row {number}", record)
+        return
+    with path.open(encoding="utf-8") as lines:
+        try:
+            header = json.loads(lines.readline())
+        except ValueError:
+            header = None
+        _check_header(path, header)
+        for number, line in enumerate(lines, start=2):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number}: not a solution: {error}") from None
+            yield _checked(f"{path}:{number}", record)
+
+
+def _check_header(path: Path, header: Any) -> None:
     if not isinstance(header, dict) or header.get("treerl") != "solutions":
         raise DataError(f"{path}: not a file of `treerl replay export`")
     if header.get("format") != FORMAT:
@@ -209,10 +232,9 @@ def _check_header(path: Path, line: str) -> None:
         )
 
 
-def _parse(path: Path, number: int, line: str) -> Record:
-    """A line as a dict, keys checked against content."""
+def _checked(where: str, record: Record) -> Record:
+    """The record, keys checked against content."""
     try:
-        record: Record = json.loads(line)
         length = len(record["tokens"])
         for draw in record["draws"]:
             columns = (draw["versions"], _floats(draw["logprobs"]), _floats(draw["entropies"]))
@@ -225,9 +247,9 @@ def _parse(path: Path, number: int, line: str) -> Record:
         found = path_key(_prompt_key(record), np.asarray(record["tokens"], np.int32)).hex()
         claimed = record["path_key"]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}:{number}: not a solution: {error}") from None
+        raise DataError(f"{where}: not a solution: {error}") from None
     if found != claimed:
-        raise DataError(f"{path}:{number}: content and path_key differ: the line is damaged")
+        raise DataError(f"{where}: content and path_key differ: the line is damaged")
     return record
 
 
