@@ -146,7 +146,8 @@ def test_export_writes_a_tree_in_each_format(world, tmp_path, ending):
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_watched_search_has_a_line_a_tree_without_a_terminal(world):
+def test_a_watched_search_has_a_line_a_tree_without_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     done = treerl("search", "quickstart", *sets(), "-n", "2", "--watch")
     assert done.exit_code == 0
     for number in (1, 2):
