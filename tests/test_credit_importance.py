@@ -18,11 +18,17 @@ from tests.support_update import (
     use_exact_norm,
     worst,
 )
-from treerl.config import AdvantageSettings, LossSettings, Recipe, UpdateSettings
+from treerl.config import (
+    AdvantageSettings,
+    LossSettings,
+    Recipe,
+    SamplerSettings,
+    UpdateSettings,
+)
 from treerl.credit.assign import assign, assign_with_summary
 from treerl.credit.importance import Importance
 from treerl.credit.rows import Forest, training_rows
-from treerl.engine.scores import credit_scores
+from treerl.engine.scores import comparable, credit_scores
 from treerl.errors import UpdateError
 from treerl.policy.pack import training_leaves
 from treerl.policy.update import update_policy
@@ -254,3 +260,10 @@ def test_weights_change_no_baseline():
     )
     assert weighed.advantage_abs == plain.advantage_abs
     assert weighed.rejected > 0
+
+
+def test_a_truncated_distribution_is_not_set_beside_the_trainers():
+    row = {"mismatch/kl": 0.1, "sampling/importance_sampling_ratio/min": 0.2, "loss": 0.3}
+    assert comparable(SamplerSettings(), row) == row
+    assert comparable(SamplerSettings(top_p=0.9), row) == {"loss": 0.3}
+    assert comparable(SamplerSettings(top_k=5), row) == {"loss": 0.3}

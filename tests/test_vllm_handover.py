@@ -259,3 +259,29 @@ def test_training_stops_where_the_adapter_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(EngineWeights, "request", None)
     message = fails_at_step(tmp_path, 1, "policy.lora.r=4", "sampler.vllm.lora=adapter")
     assert "version 1 is not the policy" in message
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        (),
+        ("policy.lora.r=4", "sampler.vllm.lora=adapter"),
+        ("policy.lora.r=4", "sampler.vllm.lora=merged"),
+    ],
+    ids=["full", "adapter", "merged"],
+)
+def test_what_vllm_evaluates_after_training_is_what_was_saved(tmp_path, monkeypatch, way):
+    monkeypatch.chdir(tmp_path)
+    settings = ("update.lr=2e-3", "update.warmup_steps=0", "eval.problems=24", *way)
+    changes = [part for s in (*VLLM, *settings, "eval.greedy=true") for part in ("--set", s)]
+    outcome = treerl("train", "quickstart", *sets(), *changes, "--set", "max_steps=3", "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    after = outcome.json["after"]
+    saved = latest(tmp_path / "runs" / "quickstart-seed0" / "checkpoints")
+    here = treerl(
+        "eval", "quickstart", "--weights", str(saved.path), *sets("eval.problems=24"), "--json"
+    ).json
+    start = treerl("eval", "quickstart", *sets("eval.problems=24"), "--json").json
+    assert here["greedy"] == after["eval/greedy"]
+    assert outcome.json["steps"] == 3
+    assert start["greedy"] != here["greedy"]

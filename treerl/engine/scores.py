@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from treerl.config import DeepSearchSearch, Recipe, SearchSettings
+from treerl.config import DeepSearchSearch, Recipe, SamplerSettings, SearchSettings
 from treerl.credit.assign import NEEDS_SIGNALS
 from treerl.credit.deepsearch import PAPER, Discount
 from treerl.credit.dense import Signals
@@ -53,6 +53,14 @@ def discount_of(search: SearchSettings) -> Discount:
     if isinstance(search, DeepSearchSearch):
         return Discount(search.gamma, search.gamma_min, search.chunk_tokens)
     return PAPER
+
+
+def comparable(sampler: SamplerSettings, metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics without those that set the trainer beside the sampler, where top_p or top_k cut: these would
+    tell the mass cut off."""
+    if sampler.top_p == 1 and sampler.top_k == 0:
+        return metrics
+    return {k: v for k, v in metrics.items() if not k.startswith(("sampling/", "mismatch/"))}
 
 
 def _scored(recipe: Recipe, policy: Policy, trees: Sequence[Tree]) -> list[FloatArray]:

@@ -31,7 +31,7 @@ from treerl.engine.run import (
     weights_digest,
     write_header,
 )
-from treerl.engine.scores import credit_scores, discount_of
+from treerl.engine.scores import comparable, credit_scores, discount_of
 from treerl.engine.session import Session
 from treerl.engine.step import Searched, TreeName, put_tree, search_metrics, search_step
 from treerl.errors import Interrupted, TreerlError
@@ -286,7 +286,7 @@ class Trainer:
         seconds = time.perf_counter() - begun
         progress.train_time += seconds
         progress.train_cpu_time += time.process_time() - cpu_begun
-        trained = report.metrics()
+        trained = comparable(recipe.sampler, report.metrics())
         if "entropy" in trained:
             trained["train/entropy"] = trained.pop("entropy")
         return {
