@@ -27,6 +27,11 @@ def test_values_part_at_the_middle():
     assert scale.style(0.0) == ""
 
 
+def test_the_legend_shows_both_ends_and_the_middle():
+    assert Scale(0.0, 2.0).ticks() == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert Scale(0.5, 2.0, middle=1.0).ticks() == [0.5, 0.75, 1.0, 1.5, 2.0]
+
+
 def test_each_ramp_grows_darker_step_by_step():
     for ramp in (RISING, ABOVE, FALLING):
         light = [

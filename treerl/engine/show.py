@@ -16,7 +16,15 @@ from treerl.engine.policies import Policies
 from treerl.errors import ConfigError
 from treerl.inspect.compare import Comparison, compare, render_comparison
 from treerl.inspect.detail import render_detail
-from treerl.inspect.forest import Item, arrange, forest_line, forest_titles, of_tree, problem_items
+from treerl.inspect.forest import (
+    REACH,
+    Item,
+    arrange,
+    forest_line,
+    forest_titles,
+    of_tree,
+    problem_items,
+)
 from treerl.inspect.heat import HEATS, heat_of
 from treerl.inspect.library import ESTIMATORS, Library, Opened
 from treerl.inspect.model import as_json
@@ -76,10 +84,6 @@ def list_trees(
         entropy = tree_entropies(library.store, [info.id for info in infos])
     items = [of_tree(info, entropy.get(info.id)) for info in infos]
     return _list(items, url, limit=limit, where=where, sort=sort, console=console, of_trees=True)
-
-
-REACH = 2000
-"""Lines that are read to be filtered and sorted."""
 
 
 def _reach(limit: int, where: str, sort: str) -> int:

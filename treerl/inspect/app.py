@@ -34,35 +34,74 @@ DETAIL_AFTER = 0.06
 """Seconds that the cursor rests before its details are drawn."""
 WIDE = 150
 """Cells from which the details stand beside the tree, not below it."""
+COLOURS = "colour by q, visits, entropy, advantage, policy age"
 
 
 class TreeScreen(InspectScreen):
     """One tree, and the span under the cursor in full."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        key("left", "go('outward')", "fold, then parent", "←", foot=False),
-        key("right", "go('inward')", "unfold, then below", "→", foot=False),
-        key("space", "go('toggle')", "fold"),
-        key("n", "go('right_leaf', 1)", "right leaf"),
+        key("left", "go('outward')", "fold", "←", foot=False, help="fold; then to the parent"),
+        key(
+            "right",
+            "go('inward')",
+            "unfold",
+            "→",
+            foot=False,
+            help="unfold; then to the first below",
+        ),
+        key("space", "go('toggle')", "fold", help="fold or unfold"),
+        key("n", "go('right_leaf', 1)", "right leaf", help="next right leaf"),
         key("N", "go('right_leaf', -1)", "previous right leaf", foot=False),
-        key("slash", "search", "search", "/"),
-        key("f", "go('search', 1)", "next found", foot=False),
-        key("F", "go('search', -1)", "previous found", foot=False),
         key("J,shift+down", "go('sibling', 1)", "next sibling", "J", foot=False),
         key("K,shift+up", "go('sibling', -1)", "previous sibling", "K", foot=False),
-        key("c", "go('toggle_right')", "right paths"),
-        key("x", "go('toggle_small')", "leave small branches out", foot=False),
-        key("1", "pick('paint_by', 1)", "colour", "1-5"),
-        *(key(str(n), f"pick('paint_by', {n})", "colour", "1-5", foot=False) for n in range(2, 6)),
-        key("e", "pick('turn_estimator', 1)", "estimator"),
+        key("slash", "search", "search", "/", help="search in texts and answers"),
+        key("f", "go('search', 1)", "next found", foot=False),
+        key("F", "go('search', -1)", "previous found", foot=False),
+        key(
+            "c", "go('toggle_right')", "right paths", help="only paths to right leaves; again: all"
+        ),
+        key(
+            "x",
+            "go('toggle_small')",
+            "small branches",
+            foot=False,
+            help="without small branches; again: all",
+        ),
+        *(
+            key(str(n), f"pick('paint_by', {n})", "colour", "1-5", foot=n == 1, help=COLOURS)
+            for n in range(1, 6)
+        ),
+        key("e", "pick('turn_estimator', 1)", "estimator", help="advantage by the next estimator"),
         key("E", "pick('turn_estimator', -1)", "previous estimator", foot=False),
-        key("v", "pick('turn_second', 1)", "compare"),
-        key("V", "pick('turn_second', 0)", "compare no more", foot=False),
-        key("h", "pick('turn_heat')", "heat"),
-        key("d", "pick('turn_pane', 'pair')", "diff"),
-        key("D", "pick('turn_pane', 'family')", "all siblings", foot=False),
-        key("t", "pick('toggle_ids')", "token ids", foot=False),
-        key("z", "zoom", "details alone", foot=False),
+        key(
+            "v",
+            "pick('turn_second', 1)",
+            "compare",
+            help="a second estimator beside it; again: the next",
+        ),
+        key("V", "pick('turn_second', 0)", "one estimator alone again", foot=False),
+        key(
+            "h",
+            "pick('turn_heat')",
+            "heat",
+            help="tokens by entropy, log-prob, advantage, new/old ratio",
+        ),
+        key(
+            "d",
+            "pick('turn_pane', 'pair')",
+            "diff",
+            help="beside the best sibling, by tokens; again: alone",
+        ),
+        key(
+            "D",
+            "pick('turn_pane', 'family')",
+            "siblings",
+            foot=False,
+            help="among all siblings; again: alone",
+        ),
+        key("t", "pick('toggle_ids')", "token ids too", foot=False),
+        key("z", "zoom", "details alone on the screen", foot=False),
         key("y", "copy", "copy the path as text", foot=False),
         key("s", "save", "save the tree as SVG", foot=False),
         *COMMON,

@@ -17,6 +17,8 @@ from treerl.replay.browse import ProblemRow
 from treerl.replay.store import TreeInfo
 
 SORTS = ("newest", "pass rate", "trees", "entropy", "question")
+REACH = 2000
+"""Lines that are read to be filtered and sorted: the newest."""
 RULES = "rate, trees, entropy, step with < > =, or words of the question or the run"
 
 

@@ -9,7 +9,7 @@ from textual.binding import BindingType
 from textual.message import Message
 
 from treerl.errors import TreerlError
-from treerl.inspect.forest import RULES, SORTS, Item, arrange, forest_line, forest_titles
+from treerl.inspect.forest import REACH, RULES, SORTS, Item, arrange, forest_line, forest_titles
 from treerl.inspect.screen import COMMON, InspectScreen, key
 from treerl.inspect.scroller import GUTTER
 from treerl.replay.entry import now_us
@@ -19,9 +19,9 @@ class ForestScreen(InspectScreen):
     """Problems, or the trees of one problem."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        key("slash", "filter", "filter", "/"),
-        key("o", "sort", "sort"),
-        key("r", "reload", "read again"),
+        key("slash", "filter", "filter", "/", help=f"filter by {RULES}"),
+        key("o", "sort", "sort", help=f"by {', '.join(SORTS)}"),
+        key("r", "reload", "read again", help="read the cache again"),
         *COMMON,
     ]
 
@@ -53,7 +53,8 @@ class ForestScreen(InspectScreen):
         cursor = self.lines.cursor
         self._items = arrange(self._all, where=self._where, sort=self._sort)
         head = Text(self._title, style="bold", no_wrap=True, overflow="ellipsis")
-        some = f"{len(self._items):,d} of {len(self._all):,d}, by {self._sort}"
+        newest = "the newest " if len(self._all) == REACH else ""
+        some = f"{len(self._items):,d} of {newest}{len(self._all):,d}, by {self._sort}"
         head.append(
             f"   {some}" + (f", filter: {self._where}" if self._where else ""), "not bold dim"
         )

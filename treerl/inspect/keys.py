@@ -39,8 +39,9 @@ def _keys(screen: Screen[None]) -> list[tuple[str, str]]:
     for binding in type(screen).BINDINGS:
         if isinstance(binding, Binding):
             shown = binding.key_display or " ".join(binding.key.split(","))
-            if shown not in found.setdefault(binding.description, []):
-                found[binding.description].append(shown)
+            keys = found.setdefault(binding.tooltip or binding.description, [])
+            if shown not in keys:
+                keys.append(shown)
     return [(" ".join(keys), words) for words, keys in found.items()]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from rich.cells import cell_len
 from rich.console import Group, RenderableType
@@ -167,7 +166,7 @@ def render_scale(shade: Shade) -> Text:
     text.append("  ")
     scale = shade.scale
     last = ""
-    for tick in np.linspace(scale.low, scale.high, 5).tolist():
+    for tick in scale.ticks():
         # A scale of whole figures may have fewer than five.
         if (words := shade.write(tick)) != last:
             text.append(f" {words} ", style=scale.style(tick) or "default")

@@ -12,10 +12,16 @@ from treerl.inspect.scroller import Lines
 
 
 def key(
-    keys: str, action: str, word: str, shown: str | None = None, *, foot: bool = True
+    keys: str,
+    action: str,
+    word: str,
+    shown: str | None = None,
+    *,
+    foot: bool = True,
+    help: str = "",
 ) -> Binding:
-    """A binding; `foot`: in the footer too, not in the help alone."""
-    return Binding(keys, action, word, show=foot, key_display=shown)
+    """A binding. word: in the footer; foot: False, in the help alone; help: there instead of `word`."""
+    return Binding(keys, action, word, show=foot, key_display=shown, tooltip=help)
 
 
 COMMON: list[BindingType] = [

@@ -65,6 +65,11 @@ class Scale:
         level = min(LEVELS - 1, int(share * LEVELS + 0.5))
         return level if value > self.middle else -level
 
+    def ticks(self) -> list[float]:
+        """Five values for a legend: the ends, the middle, and one between each."""
+        middle = (self.low + self.high) / 2 if self.middle is None else self.middle
+        return [self.low, (self.low + middle) / 2, middle, (middle + self.high) / 2, self.high]
+
     def style(self, value: float | None) -> str:
         """A rich style; "" at level 0."""
         level = self.level(value)
