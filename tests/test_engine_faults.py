@@ -14,7 +14,7 @@ import sqlalchemy as sa
 import torch
 
 from tests.support_engine import sets, signal_at, treerl, treerl_child
-from treerl.errors import SamplerError, StoreError
+from treerl.errors import DoesNotFit, SamplerError, StoreError
 from treerl.metrics import MetricsLog, read_metrics
 from treerl.policy.model import EMBEDDED
 from treerl.replay.store import Store
@@ -230,6 +230,29 @@ def test_a_lost_engine_stops_the_run_which_goes_on_where_it_was(tmp_path):
     resumed = treerl_child(tmp_path, "train", "--resume", RUN, "--json")
     assert resumed.exit_code == 0, resumed.stderr
     assert resumed.json["steps"] == 2
+
+
+def refuse_the_first() -> None:
+    """The first continuation of the first search does not fit; two evaluations come before it."""
+    submit, calls = TransformersSampler.submit, itertools.count()
+
+    def refusing(self, ticket, work):
+        if ticket == 0 and next(calls) == 2:
+            raise DoesNotFit("a prefix of 9 tokens does not fit")
+        submit(self, ticket, work)
+
+    TransformersSampler.submit = refusing
+
+
+def test_a_step_goes_on_without_the_tree_whose_continuations_do_not_fit(tmp_path):
+    arguments = ("train", "quickstart", *SMALL, "--json")
+    done = treerl_child(tmp_path, *arguments, prepare=refuse_the_first)
+    assert done.exit_code == 0, done.stderr
+    assert "does not fit" in done.stderr
+    rows = read_metrics(tmp_path / RUN / "metrics.jsonl")
+    assert [row.get("search/exit/too_long", 0) for row in rows[1:]] == [1, 0]
+    with Store.open(f"sqlite:///{tmp_path}/runs/replay.db", create=False) as store:
+        assert len(store.trees()) == 4
 
 
 def hang_in_the_engine(call: int) -> None:

@@ -19,7 +19,7 @@ from tests.support_vllm import (
 from treerl.config import CureSearch, DeepSearchSearch, EntropyTopK, FlatSearch, SearchSettings
 from treerl.errors import SamplerError
 from treerl.samplers.vllm_engine import VllmEngine
-from treerl.search.sampler import Sampler
+from treerl.search.sampler import Finish, Origin, Sampler
 from treerl.search.scheduler import Counts, Growth, Limits, grow
 from treerl.search.strategy import make_strategy
 from treerl.search.tree import Tree
@@ -134,6 +134,30 @@ def test_an_engine_that_fails_in_a_step_stops_the_search_and_says_so(
     for one in trees:
         check_invariants(one.tree)
         assert one.tree.meta["exit"] == "interrupted"
+
+
+def test_what_the_engine_gives_up_goes_on_or_ends_its_tree_alone(
+    engine: VllmEngine, model: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """The first result is an error behind two tokens, the second an error without any."""
+    step, left = engine.llm_engine.step, [2, 0]
+
+    def failing() -> Any:
+        outputs = step()
+        for output in outputs:
+            if left and len(output.outputs[0].token_ids) >= left[0]:
+                kept, result = left.pop(0), output.outputs[0]
+                result.token_ids = list(result.token_ids)[:kept]
+                result.logprobs = list(result.logprobs)[:kept] or None
+                result.finish_reason = "error"
+        return outputs
+
+    monkeypatch.setattr(engine.llm_engine, "step", failing)
+    trees = growths(3, FlatSearch(num_generations=4))
+    assert grown(trees, make_vllm_sampler(engine, model)).exits == {"done": 2, "failed": 1}
+    nodes = [one.tree.nodes for one in trees]
+    assert sum(int((n.origin == Origin.EXTEND).sum()) for n in nodes) <= 1
+    assert sum(int((n.finish == Finish.CUT).sum()) for n in nodes) == 1
 
 
 def test_requests_that_never_return_end_their_trees_and_are_counted(

@@ -14,7 +14,7 @@ from treerl.config import SamplerSettings
 from treerl.errors import DoesNotFit, SamplerError
 from treerl.samplers.vllm_engine import Drawing, Drawn, VllmEngine
 from treerl.samplers.weights import Compared, Weights
-from treerl.search.sampler import Continuation, Finish, Span
+from treerl.search.sampler import Continuation, Failure, Finish, Outcome, Span
 
 _numbers = itertools.count()
 """Request ids are never used twice: an aborted request and its successor share a ticket."""
@@ -43,7 +43,7 @@ class VllmSampler:
         self._vocabulary = vocabulary
         self._live: dict[int, tuple[str, Continuation]] = {}
         self._again: list[tuple[int, Continuation]] = []
-        self._ready: list[tuple[int, Span]] = []
+        self._ready: list[tuple[int, Outcome]] = []
         self._generated = self._prefilled = self._reused = self._discarded = 0
         self._seconds = 0.0
 
@@ -96,12 +96,16 @@ class VllmSampler:
         live = [self._live.pop(ticket)[0] for ticket in gone & self._live.keys()]
         self._discarded += sum(len(drawn.tokens) for drawn in self.engine.abort(live))
         self._again = [item for item in self._again if item[0] not in gone]
-        ended = sum(len(span.tokens) for ticket, span in self._ready if ticket in gone)
+        ended = sum(
+            len(outcome.tokens)
+            for ticket, outcome in self._ready
+            if ticket in gone and isinstance(outcome, Span)
+        )
         self._generated -= ended
         self._discarded += ended
         self._ready = [item for item in self._ready if item[0] not in gone]
 
-    def step(self) -> list[tuple[int, Span]]:
+    def step(self) -> list[tuple[int, Outcome]]:
         """Runs the engine until a continuation has ended, or for a second; returns what has ended."""
         began = time.perf_counter()
         again, self._again = self._again, []
@@ -161,10 +165,17 @@ class VllmSampler:
         self._live[ticket] = request_id, work
 
     def _end(self, ticket: int, drawn: Drawn) -> None:
-        """A continuation ended by itself."""
+        """A continuation ended by itself, or vLLM gave it up: then it may go on from what it has."""
         work = self._live[ticket][1]
+        if drawn.given_up and not len(drawn.tokens):
+            del self._live[ticket]
+            reason = f"vLLM gave up ticket {ticket}: {drawn.given_up}"
+            self._ready.append((ticket, Failure("failed", reason)))
+            return
         if drawn.stopped:
             finish = Finish.STOP
+        elif drawn.given_up:
+            finish = Finish.CUT
         else:
             finish = Finish.LENGTH if work.last else Finish.CUT
         self._finish(ticket, drawn, finish)

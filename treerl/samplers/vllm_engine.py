@@ -57,6 +57,7 @@ class Drawn:
 
     tokens: int32[n], the stop token included. logprobs: float32[n], of the distribution drawn from.
     entropies: float32[n], of the raw logits at temperature 1. stopped: the last token is a stop token.
+    given_up: why vLLM ended it before its time, "" where it did not.
     cached: tokens of the prefix that the prefix cache had.
     """
 
@@ -65,6 +66,7 @@ class Drawn:
     logprobs: NDArray[np.float32]
     entropies: NDArray[np.float32]
     stopped: bool
+    given_up: str
     cached: int
 
 
@@ -319,8 +321,8 @@ def _drawn(output: Any) -> Drawn:
     return _columns(
         output.request_id,
         completion.token_ids,
-        completion.logprobs,
-        stopped=completion.finish_reason == "stop",
+        completion.logprobs or [],
+        reason=completion.finish_reason,
         cached=output.num_cached_tokens or 0,
     )
 
@@ -328,17 +330,18 @@ def _drawn(output: Any) -> Drawn:
 def _partial(request_id: str, state: Any) -> Drawn:
     """What a request under way has drawn: its state in vLLM's output processor."""
     tokens, logprobs = state.detokenizer.output_token_ids, state.logprobs_processor.logprobs
-    return _columns(request_id, tokens, logprobs, stopped=False, cached=state.num_cached_tokens)
+    return _columns(request_id, tokens, logprobs, reason="abort", cached=state.num_cached_tokens)
 
 
 def _columns(
-    request_id: str, tokens: Sequence[int], logprobs: Sequence[Any], *, stopped: bool, cached: int
+    request_id: str, tokens: Sequence[int], logprobs: Sequence[Any], *, reason: str, cached: int
 ) -> Drawn:
     return Drawn(
         request_id,
         np.array(tokens, dtype=np.int32),
         np.array([row[t].logprob for row, t in zip(logprobs, tokens, strict=True)], np.float32),
         np.array([row[ENTROPY_ID].logprob for row in logprobs], dtype=np.float32),
-        stopped,
+        reason == "stop",
+        "" if reason in ("stop", "length") else reason,
         cached,
     )
