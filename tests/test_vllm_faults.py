@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support_search import PROBLEM, check_invariants, decode_tokens, judge_with
-from tests.support_vllm import (
+pytest.register_assert_rewrite("tests.support_sampler_conformance")
+
+from tests.support_search import PROBLEM, check_invariants, decode_tokens, judge_with  # noqa: E402
+from tests.support_vllm import (  # noqa: E402
     CONTEXT,
     NEEDS_VLLM,
     VOCABULARY,
@@ -16,13 +18,13 @@ from tests.support_vllm import (
     make_vllm_sampler,
     tiny_llama,
 )
-from treerl.config import CureSearch, DeepSearchSearch, EntropyTopK, FlatSearch, SearchSettings
-from treerl.errors import SamplerError
-from treerl.samplers.vllm_engine import VllmEngine
-from treerl.search.sampler import Finish, Origin, Sampler
-from treerl.search.scheduler import Counts, Growth, Limits, grow
-from treerl.search.strategy import make_strategy
-from treerl.search.tree import Tree
+from treerl.config import CureSearch, DeepSearchSearch, EntropyTopK, FlatSearch, SearchSettings  # noqa: E402
+from treerl.errors import SamplerError  # noqa: E402
+from treerl.samplers.vllm_engine import VllmEngine  # noqa: E402
+from treerl.search.sampler import Finish, Origin, Sampler  # noqa: E402
+from treerl.search.scheduler import Counts, Growth, Limits, grow  # noqa: E402
+from treerl.search.strategy import make_strategy  # noqa: E402
+from treerl.search.tree import Tree  # noqa: E402
 
 pytestmark = NEEDS_VLLM
 
