@@ -270,11 +270,11 @@ def hang_in_the_engine(call: int) -> None:
 
 @pytest.mark.parametrize(("call", "where"), [(2, "evaluation"), (12, "search")])
 def test_an_engine_that_hangs_ends_the_run_with_the_reason(tmp_path, call, where):
-    limit = ("--set", "sampler.request_timeout_s=4")
+    limit = ("--set", "sampler.request_timeout_s=10")
     arguments = ("train", "quickstart", *SMALL, *limit)
     done = treerl_child(tmp_path, *arguments, prepare=hang_in_the_engine, given=(call,))
     assert done.exit_code == 1, where
-    assert "has not come back for 4 s (sampler.request_timeout_s)" in done.stderr
+    assert "has not come back for 10 s (sampler.request_timeout_s)" in done.stderr
     assert f"treerl train --resume {RUN}" in done.stderr
     resumed = treerl_child(tmp_path, "train", "--resume", RUN, "--json")
     assert resumed.exit_code == 0, resumed.stderr

@@ -1,6 +1,7 @@
 """Faults in a search: one continuation's end its tree, the sampler's end the search, no wait is endless."""
 
 from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from tests.support_search import (
 from treerl.config import CureSearch, DeepSearchSearch, EntropyTopK, FlatSearch, SearchSettings
 from treerl.errors import SamplerError, TreerlError
 from treerl.problem import Problem
-from treerl.search import judging
+from treerl.search import judging, scheduler
 from treerl.search.sampler import Failure, Finish, Sampler
 from treerl.search.scheduler import Counts, Growth, Limits, grow
 from treerl.search.strategy import make_strategy
@@ -67,7 +68,9 @@ class Failing(FakeSampler):
 
 
 class Losing(FakeSampler):
-    """Never returns the `n`-th continuation it gets."""
+    """Never returns the `n`-th continuation it gets. Its clock, `now`, goes on while it has nothing else."""
+
+    now = 0.0
 
     def __init__(self, n, **more):
         super().__init__(**more)
@@ -80,10 +83,19 @@ class Losing(FakeSampler):
         else:
             super().submit(ticket, work)
 
+    def step(self):
+        self.now += not self.queued
+        return super().step()
+
     def abort(self, tickets):
         tickets = list(tickets)
         self.aborted += tickets
         super().abort(tickets)
+
+
+def tell_time_by(sampler, monkeypatch):
+    """The scheduler's clock is that of the sampler."""
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: sampler.now))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -105,12 +117,13 @@ def test_a_continuation_that_fails_ends_its_tree_and_no_other(rule, exit_):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_tree_that_ends_by_a_failure_keeps_what_it_has_judged_and_counted(rule):
+def test_a_tree_that_ends_by_a_failure_keeps_what_it_has_judged_and_counted(rule, monkeypatch):
     """The third continuation is lost; the others of the tree arrive all the same."""
     sampler = Losing(3, eos_bias=-2.5)
+    tell_time_by(sampler, monkeypatch)
     one = growth(RULES[rule])
     counts = Counts()
-    grown([one], sampler, counts=counts, request_s=0.05)
+    grown([one], sampler, counts=counts, request_s=5)
     tree = one.tree
     check_invariants(tree)
     assert tree.meta["exit"] == "timeout"
@@ -127,10 +140,11 @@ def test_a_tree_that_ends_by_a_failure_keeps_what_it_has_judged_and_counted(rule
         assert (tree.nodes.visits[1:] == 1).all()
 
 
-def test_the_others_of_a_search_are_finished_while_one_request_never_returns():
+def test_the_others_of_a_search_are_finished_while_one_request_never_returns(monkeypatch):
     sampler = Losing(2, eos_bias=-2.5)
+    tell_time_by(sampler, monkeypatch)
     growths = [growth(FlatSearch(num_generations=3), seed) for seed in range(4)]
-    done = grown(growths, sampler, request_s=0.05)
+    done = grown(growths, sampler, request_s=5)
     assert [one.tree.meta["exit"] for one in growths] == ["timeout", "done", "done", "done"]
     assert done[-1] is growths[0]
 

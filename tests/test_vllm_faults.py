@@ -176,7 +176,7 @@ def test_requests_that_never_return_end_their_trees_and_are_counted(
             return step() if steps <= 3 else []
 
         monkeypatch.setattr(engine.llm_engine, "step", silent)
-        counts = grown(trees, sampler, request_s=1.5)
+        counts = grown(trees, sampler, request_s=6)
         assert counts.exits == {"timeout": 2}
         assert not engine.busy
         assert counts.continuations < 8
