@@ -97,6 +97,8 @@ def parse_options() -> argparse.Namespace:
     add("--problems", type=int, default=256, help="held-out problems")
     add("--samples", type=int, default=8, help="completions per held-out problem, temperature 1")
     add("--core", type=int, default=max(os.sched_getaffinity(0)), help="the core of all runs")
+    add("--trl-lr", type=float, default=4e-4, help="TRL's learning rate")
+    add("--trl-grad-clip", type=float, default=1.0, help="norm to which TRL clips its gradients")
     add("--trl-python", help=f"Python with trl {TRL_VERSION}; without it an environment is made")
     add("--out", type=Path, default=Path("runs/bench_peer"))
     add("--json", action="store_true", help="print JSON instead of tables")
@@ -170,6 +172,7 @@ def trl_curve(folder: Path, seed: int, python: str, options: argparse.Namespace)
         command = [python, str(PEER), "--model", str(embedded()), "--problems", str(problems)]
         command += ["--out", str(folder), "--every", str(options.every)]
         command += ["--limit", str(options.limit), "--seed", str(seed)]
+        command += ["--lr", str(options.trl_lr), "--grad-clip", str(options.trl_grad_clip)]
         execute(command, core=options.core)
         write_whole(done, (folder / "saved.json").read_text())
     start = {"folder": str(embedded()), "seconds": 0.0, "cpu_seconds": 0.0, "tokens": 0}

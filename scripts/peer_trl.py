@@ -61,6 +61,7 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=float, default=300.0, help="CPU seconds of training")
     parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--grad-clip", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -74,7 +75,7 @@ def main() -> None:
         learning_rate=options.lr,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=5,
-        max_grad_norm=1.0,
+        max_grad_norm=options.grad_clip,
         max_steps=100_000,
         per_device_train_batch_size=128,
         steps_per_generation=2,
