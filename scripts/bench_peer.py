@@ -1,12 +1,12 @@
 """treerl's default recipe against TRL's GRPOTrainer: pass@1 against own training time, one pinned core.
 
-Both start from the embedded policy and get the same problems of the chain task in the same order, 32 x 8
-completions a step; clip range and learning rate are those of `quickstart` and of scripts/peer_trl.py. Every
-run is a process of its own with one thread on one core; the two arms take turns, and who begins changes from
-pair to pair. Time is search (generation), judging and training alone, as wall and as CPU seconds of the
-training process; start, evaluation and saving do not count. Both arms are evaluated by the same code on the
-same held-out problems with the same seed: treerl's in its run, TRL's from the models it saved. The time to
-the goal is read off linearly between evaluations.
+Both start from the embedded policy and get the same problems of the chain task in the same order; optimizer
+settings are those of `quickstart` and of scripts/peer_trl.py. Every run is a process of its own with one thread
+on one core; the two arms take turns, and who begins changes from pair to pair, or (`--together`, for a machine
+with other load) they share the core at the same time. Time is search (generation), judging and training alone,
+as wall and as CPU seconds of the training process; start, evaluation and saving do not count. Both arms are
+evaluated by the same code on the same held-out problems with the same seed: treerl's in its run, TRL's from the
+models it saved. The time to the goal is read off linearly between evaluations.
 
 Every finished run and evaluation is kept in --out and taken from there the next time; a run that fails is
 reported, and the others go on.
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -56,22 +57,13 @@ def main() -> None:
     python = options.trl_python or make_environment(out / "trl-env")
     pairs = []
     for seed in range(options.pairs):
-        arms = [("treerl", treerl_curve), ("trl", trl_curve)]
-        curves: dict[str, list[Point]] = {}
-        failures: dict[str, str] = {}
-        for name, run in arms if seed % 2 == 0 else arms[::-1]:
-            begun = time.perf_counter()
-            try:
-                curves[name] = run(out / f"{name}-seed{seed}", seed, python, options)
-            except Failed as error:
-                failures[name] = str(error)
-                say(f"[red]{name}, seed {seed} failed:[/] ", str(error), highlight=False)
-            else:
-                last = curves[name][-1]
-                say(
-                    f"{name}, seed {seed}: {last['accuracy']:.3f} after {last['cpu']:.0f} CPU s of "
-                    f"training ({time.perf_counter() - begun:.0f} s in all)"
-                )
+        arms = ("treerl", "trl") if seed % 2 == 0 else ("trl", "treerl")
+        with ThreadPoolExecutor(2 if options.together else 1) as pool:
+            jobs = [pool.submit(run_arm, name, seed, python, options) for name in arms]
+            runs = [job.result() for job in jobs]
+        found = dict(zip(arms, runs, strict=True))
+        curves = {name: run for name, run in found.items() if not isinstance(run, Failed)}
+        failures = {name: str(run) for name, run in found.items() if isinstance(run, Failed)}
         pairs.append(compare(seed, curves, failures, options.goal))
     result = {"made_by": made_by(python, options), "pairs": pairs, "median": medians(pairs)}
     (out / "result.json").write_text(json.dumps(result, indent=1))
@@ -81,6 +73,22 @@ def main() -> None:
         show(result, options.goal)
     if not any(len(pair["curves"]) == 2 for pair in pairs):
         raise SystemExit(1)
+
+
+def run_arm(name: str, seed: int, python: str, options: argparse.Namespace) -> list[Point] | Failed:
+    """The curve of one arm of a pair, or what went wrong."""
+    run = treerl_curve if name == "treerl" else trl_curve
+    begun = time.perf_counter()
+    try:
+        curve = run(options.out.resolve() / f"{name}-seed{seed}", seed, python, options)
+    except Failed as error:
+        say(f"[red]{name}, seed {seed} failed:[/] ", str(error), highlight=False)
+        return error
+    say(
+        f"{name}, seed {seed}: {curve[-1]['accuracy']:.3f} after {curve[-1]['cpu']:.0f} CPU s of "
+        f"training ({time.perf_counter() - begun:.0f} s in all)"
+    )
+    return curve
 
 
 def parse_options() -> argparse.Namespace:
@@ -99,6 +107,7 @@ def parse_options() -> argparse.Namespace:
     add("--core", type=int, default=max(os.sched_getaffinity(0)), help="the core of all runs")
     add("--trl-lr", type=float, default=4e-4, help="TRL's learning rate")
     add("--trl-grad-clip", type=float, default=1.0, help="norm to which TRL clips its gradients")
+    add("--together", action="store_true", help="both arms of a pair at once, sharing the core")
     add("--trl-python", help=f"Python with trl {TRL_VERSION}; without it an environment is made")
     add("--out", type=Path, default=Path("runs/bench_peer"))
     add("--json", action="store_true", help="print JSON instead of tables")
