@@ -254,9 +254,9 @@ def _label_above(node: NodeView, shade: Shade, place: Place) -> str:
     if not any(abs(other.y - place.y) < BAR for other in place.below):
         return whole
     room = (place.end - place.x + GAP - 3) / SMALL
-    short = shade.figure(node.row) if shade.title != "n" else f"n {node.visits:,d}"
-    shorter = (whole, whole.rpartition(" · ")[0], short)
-    return next((label for label in shorter if label and len(label) <= room), "")
+    parts = whole.split(" · ")  # q, n, and what colour carries if it is neither
+    shorter = (" · ".join(parts[::2]), parts[-1], parts[0], shade.figure(node.row))
+    return next((label for label in (whole, *shorter) if len(label) <= room), "")
 
 
 def _answer(node: NodeView, shade: Shade) -> str:
