@@ -4,6 +4,7 @@ vLLM's own reports log-probs either of the raw logits or of what it drew from, a
 Imported by the worker alone, for it needs vllm.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from treerl.samplers.vllm_engine import ENTROPY_ID
 
 _GREEDY_BELOW = 1e-5
 """vLLM's limit."""
+_CPU_ROWS = 4
 
 
 class EntropySampler(Sampler):  # type: ignore[misc]
@@ -58,11 +60,21 @@ class EntropySampler(Sampler):  # type: ignore[misc]
 
 
 def entropies_of(logp: Tensor) -> Tensor:
-    """Entropies float[n], in nats, of rows of log-probs float[n, V]; NaN for a row with NaN."""
-    # -inf, which some models give to tokens that never are, would make 0 times infinity.
-    finite = logp.clamp_min(torch.finfo(logp.dtype).min)
-    entropies: Tensor = -torch.linalg.vecdot(logp.exp(), finite)
-    return entropies
+    """Entropies float[n], in nats, of rows of log-probs float[n, V]; NaN for a row with NaN.
+
+    -inf in `logp`, which some models give to tokens that never are, becomes the smallest number.
+    """
+    parts = []
+    for rows in _few_rows(logp):
+        rows.clamp_min_(torch.finfo(rows.dtype).min)  # else 0 times infinity
+        parts.append(-torch.linalg.vecdot(rows.exp(), rows))
+    return torch.cat(parts)
+
+
+def _few_rows(matrix: Tensor) -> Sequence[Tensor]:
+    """Views of some rows each: on a CPU what is computed of them stays in its cache, five times as fast."""
+    count = _CPU_ROWS if matrix.is_cpu else max(1, len(matrix))
+    return torch.split(matrix, count)
 
 
 def _drawn_logprobs(logp: Tensor, processed: Tensor, sampled: Tensor, metadata: Any) -> Tensor:
@@ -72,7 +84,8 @@ def _drawn_logprobs(logp: Tensor, processed: Tensor, sampled: Tensor, metadata: 
     # On a GPU the question would wait for the device, and the sum costs nothing.
     if untruncated and temperature.is_cpu and bool((temperature == 1).all()):
         return logp.gather(-1, sampled)[:, 0]
-    drawn: Tensor = processed.gather(-1, sampled)[:, 0] - processed.logsumexp(-1)
+    total = torch.cat([rows.logsumexp(-1) for rows in _few_rows(processed)])
+    drawn = processed.gather(-1, sampled)[:, 0] - total
     if metadata.all_random:
         return drawn
     return drawn.masked_fill(temperature < _GREEDY_BELOW, 0.0)
