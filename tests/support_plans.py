@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
+_SCAN = re.compile(r"(?:SCAN|MATERIALIZE) (?!CONSTANT ROW)(\w+)|SEARCH (\w+) USING AUTOMATIC")
+
 
 @contextmanager
 def table_scans(store):
@@ -25,7 +27,7 @@ def table_scans(store):
         else:
             cursor.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
             lines = [detail for *_, detail in cursor.fetchall()]
-            found = [m[1] for line in lines if (m := re.match(r"SCAN (?!CONSTANT ROW)(\w+)", line))]
+            found = [m[1] or m[2] for line in lines if (m := _SCAN.match(line))]
         scanned.extend((table, statement) for table in found)
 
     sa.event.listen(store.engine, "before_cursor_execute", explain)

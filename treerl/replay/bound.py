@@ -67,12 +67,14 @@ class ReadBound:
     def trees(self) -> sa.ColumnElement[bool]:
         """SQL: the trees in reach; names of runs and policies are left to `ReadRules`."""
         tree = schema.tree
-        others = (tree.c.run_id != self.run_id) & (tree.c.id <= self.position)
+        # Not the bare column: by its index SQLite would go through all trees of the run for each problem.
+        run = sa.func.coalesce(tree.c.run_id, "")
+        others = (run != self.run_id) & (tree.c.id <= self.position)
         if self.rules.from_step:
             others &= tree.c.step >= self.rules.from_step
         if self.rules.created_after_us:
             others &= tree.c.created_us >= self.rules.created_after_us
-        return others | (tree.c.run_id == self.run_id) & (tree.c.step < self.before_step)
+        return others | (run == self.run_id) & (tree.c.step < self.before_step)
 
     def verdicts(self) -> sa.ColumnElement[bool]:
         """SQL: verdicts that were there when the run began, or that its own trees brought."""

@@ -74,22 +74,39 @@ def rate_history(
     return found
 
 
+def policy_rates(
+    store: Store, policies: Iterable[bytes], *, verifier: VerifierRef
+) -> dict[bytes, Rate]:
+    """By policy key (`PolicyRef.key`), over all its fresh responses from the prompt; others are missing."""
+    policy = schema.policy
+    query = (
+        _root_draws(verifier)
+        .join(policy, policy.c.id == schema.draw.c.policy_id)
+        .add_columns(policy.c.key)
+        .group_by(policy.c.key)
+    )
+    with store.read() as connection:
+        return {
+            row.key: Rate(int(row.n_right), int(row.n_drawn))
+            for some in chunks(policies)
+            for row in connection.execute(query.where(policy.c.key.in_(some)))
+        }
+
+
 def _root_draws(verifier: VerifierRef) -> Any:
     """`n_right` and `n_drawn` of ended fresh draws from the prompt; columns to group by are the caller's."""
     draw, tree, problem = schema.draw, schema.tree, schema.problem
     verdict, judge = schema.verdict, schema.verifier
-    judged = (
-        sa.select(verdict.c.solution_id, verdict.c.reward)
-        .join(judge, judge.c.id == verdict.c.verifier_id)
-        .where(judge.c.key == verifier.key)
-        .subquery()
+    # By its id and no subquery over verdicts, which SQLite would work out for all there are.
+    judged = verdict.c.verifier_id == (
+        sa.select(judge.c.id).where(judge.c.key == verifier.key).scalar_subquery()
     )
-    right = sa.func.sum(sa.case((judged.c.reward >= RIGHT_AT, 1), else_=0))
+    right = sa.func.sum(sa.case((verdict.c.reward >= RIGHT_AT, 1), else_=0))
     return (
         sa.select(right.label("n_right"), sa.func.count().label("n_drawn"))
         .select_from(problem)
         .join(tree, tree.c.problem_id == problem.c.id)
         .join(draw, draw.c.tree_id == tree.c.id)
-        .outerjoin(judged, judged.c.solution_id == draw.c.solution_id)
+        .outerjoin(verdict, (verdict.c.solution_id == draw.c.solution_id) & judged)
         .where(draw.c.parent == 0, draw.c.source == 0, draw.c.finish.in_(("stop", "length")))
     )

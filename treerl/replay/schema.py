@@ -33,7 +33,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Known schema revisions, oldest first; the last one is what this code reads and writes."""
 
 metadata = MetaData(
@@ -257,6 +257,7 @@ Index(
     postgresql_where=draw.c.source > 0,
 )
 
+# No index by verifier: one would let a planner without statistics read all verdicts of the verifier first.
 # `position`: the newest tree when this was written; a resumed run does not read verdicts that came later.
 verdict = Table(
     "verdict",
@@ -273,7 +274,6 @@ verdict = Table(
     CheckConstraint("outcome IN ('scored', 'skipped', 'timeout', 'error')", name="outcome"),
     CheckConstraint("(outcome = 'scored') = (reward IS NOT NULL)", name="scored"),
     CheckConstraint(f"reward BETWEEN -{_MAX_REWARD} AND {_MAX_REWARD}", name="reward"),
-    Index(None, "verifier_id", "reward"),
 )
 
 # One row a node of the tree, with the verdict as this search got it.
