@@ -64,9 +64,11 @@ def decode(sampler: Any, vocabulary: int) -> int:
     for row in range(ROWS):
         prefix = rng.integers(3, vocabulary, PROMPT, dtype=np.int32)
         sampler.submit(row, Continuation(prefix, row, TOKENS, last=True))
-    drawn = 0
-    while ended := sampler.step():
-        drawn += sum(len(span.tokens) for _, span in ended)
+    drawn = ended = 0
+    while ended < ROWS:  # a step may come back with nothing after a second
+        spans = sampler.step()
+        ended += len(spans)
+        drawn += sum(len(span.tokens) for _, span in spans)
     return drawn
 
 

@@ -145,6 +145,16 @@ def set_version_alone(self, version):
     self._version = version
 
 
+def test_a_check_does_not_wait_for_ever(monkeypatch):
+    handed, _ = handover()
+    monkeypatch.setattr("treerl.engine.handover.WAIT_SECONDS", 0.0)
+    monkeypatch.setattr(TransformersSampler, "step", lambda self: [])
+    with pytest.raises(
+        HandoverError, match="gave no 8 tokens within 0 s after it was given version 1"
+    ):
+        handed.publish(1, trees())
+
+
 def test_a_sampler_that_keeps_its_version_is_found(monkeypatch):
     handed, _ = handover()
     monkeypatch.setattr(TransformersSampler, "set_version", lambda self, version: None)

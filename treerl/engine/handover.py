@@ -36,6 +36,8 @@ PROBES = 8
 """Paths that a check continues, one a tree."""
 PROBE_TOKENS = 8
 """Tokens drawn behind each."""
+WAIT_SECONDS = 600.0
+"""A check waits no longer for its samples."""
 _TICKET = -1
 """Tickets of the scheduler are not negative."""
 
@@ -175,7 +177,14 @@ class Handover:
             work = Continuation(np.asarray(path, np.int32), seed, PROBE_TOKENS, last=False)
             self._sampler.submit(_TICKET - which, work)
         spans: dict[int, Span] = {}
+        began = time.monotonic()
         while len(spans) < len(paths):
+            if time.monotonic() - began > WAIT_SECONDS:
+                self._sampler.abort([_TICKET - which for which in range(len(paths))])
+                raise HandoverError(
+                    f"the sampler gave no {PROBE_TOKENS} tokens within {WAIT_SECONDS:.0f} s after it was given "
+                    f"version {version}. {_REMEDY}"
+                )
             for ticket, span in self._sampler.step():
                 if isinstance(span, Failure):
                     raise HandoverError(
