@@ -25,10 +25,10 @@ DEEPSEARCH = (
 
 
 class Terminal:
-    """A shell in a tmux of its own, of a given size."""
+    """A shell in a tmux of its own (at `socket`), of a given size, working in `folder`."""
 
-    def __init__(self, folder: Path, width: int, height: int) -> None:
-        self._tmux = ["tmux", "-S", str(folder / "tmux"), "-f", "/dev/null"]
+    def __init__(self, socket: Path, folder: Path, width: int, height: int) -> None:
+        self._tmux = ["tmux", "-S", str(socket), "-f", "/dev/null"]
         self._run("new-session", "-d", "-x", str(width), "-y", str(height), "sh")
         self.type(f"cd {shlex.quote(str(folder))}; export PS1='ready> '; clear")
 
@@ -44,7 +44,7 @@ class Terminal:
             capture_output=True,
             text=True,
             check=True,
-            timeout=60,
+            timeout=300,
             env=environment,
         )
         return done.stdout
@@ -69,7 +69,7 @@ class Terminal:
         return seen
 
     def close(self) -> None:
-        subprocess.run([*self._tmux, "kill-server"], check=False, timeout=60)
+        subprocess.run([*self._tmux, "kill-server"], check=False, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def terminal(cache):
-    opened = Terminal(cache[0], 100, 30)
+def terminal(cache, tmp_path):
+    opened = Terminal(tmp_path / "tmux", cache[0], 100, 30)
     yield opened
     opened.close()
 
@@ -119,16 +119,16 @@ def test_a_person_walks_from_the_forest_to_a_right_leaf(cache, terminal):
     terminal.keys("c")
     terminal.until("right: without a right leaf")
     terminal.keys("4")
-    terminal.until("colour: tree_value ±")
+    terminal.until("colour: sibling_rloo ±")
     terminal.keys("?")
     terminal.until("previous right leaf")
     terminal.keys("Escape")
-    terminal.until("colour: tree_value ±")
+    terminal.until("colour: sibling_rloo ±")
     terminal.keys("q")
     terminal.until("ready>")
     terminal.type("echo left $?")
     seen = terminal.until("left 0")
-    assert "tree_value" not in seen
+    assert "sibling_rloo" not in seen
 
 
 def test_the_terminal_is_given_back_after_an_interrupt(cache, terminal):
@@ -140,8 +140,8 @@ def test_the_terminal_is_given_back_after_an_interrupt(cache, terminal):
     terminal.until("so it is")
 
 
-def test_a_narrow_terminal_shows_the_printed_tree(cache, terminal):
-    narrow = Terminal(cache[0], 60, 40)
+def test_a_narrow_terminal_shows_the_printed_tree(cache, tmp_path):
+    narrow = Terminal(tmp_path / "tmux", cache[0], 60, 40)
     try:
         narrow.type(f"{COMMAND} {cache[1][0]} {URL}; echo ended $?")
         seen = narrow.until("ended 0")
