@@ -180,9 +180,7 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
     """One read transaction: all queries see one state of the database."""
     with engine.connect() as connection:
         if connection.dialect.name == "postgresql":
-            connection.execution_options(
-                isolation_level="REPEATABLE READ", postgresql_readonly=True
-            )
+            connection.execution_options(isolation_level="REPEATABLE READ")
         with connection.begin():
             yield connection
 
