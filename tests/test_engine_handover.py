@@ -9,6 +9,8 @@ from tests.support_policy import random_tree
 from tests.support_samplers import llama
 from treerl.config import SamplerSettings
 from treerl.engine.handover import (
+    OTHER_TOKENS,
+    PATH_TOKENS,
     PROBE_TOKENS,
     PROBES,
     Handover,
@@ -116,6 +118,14 @@ def test_probes_are_the_longest_path_and_what_lies_before_uncertain_tokens():
     assert probe_paths([], 64) == []
 
 
+def test_probes_of_long_paths_are_short():
+    long = [0.5] * 300
+    long[150] = 2.0
+    paths = probe_paths([chain([3], [0.1] * 400), chain([4], long)], 1000)
+    assert len(paths[0]) == PATH_TOKENS
+    assert len(paths[1]) <= OTHER_TOKENS
+
+
 def test_a_sound_hand_over_makes_its_checks():
     handed, sampler = handover()
     row = handed.publish(3, trees())
@@ -150,7 +160,7 @@ def test_a_check_does_not_wait_for_ever(monkeypatch):
     monkeypatch.setattr("treerl.engine.handover.WAIT_SECONDS", 0.0)
     monkeypatch.setattr(TransformersSampler, "step", lambda self: [])
     with pytest.raises(
-        HandoverError, match="gave no 8 tokens within 0 s after it was given version 1"
+        HandoverError, match="gave no 4 tokens within 0 s after it was given version 1"
     ):
         handed.publish(1, trees())
 

@@ -34,8 +34,12 @@ from treerl.search.tree import ROOT, Tree
 
 PROBES = 8
 """Paths that a check continues, one a tree."""
-PROBE_TOKENS = 8
+PROBE_TOKENS = 4
 """Tokens drawn behind each."""
+PATH_TOKENS = 192
+"""Tokens of the longest of them: more than a block of any cache, and little to run."""
+OTHER_TOKENS = 96
+"""Tokens of the others."""
 WAIT_SECONDS = 600.0
 """A check waits no longer for its samples."""
 _TICKET = -1
@@ -284,12 +288,14 @@ def probe_paths(trees: Sequence[Tree], context: int) -> list[NDArray[np.int32]]:
             continue
         nodes = tree.nodes
         lengths = nodes.offset[leaves] + nodes.stop[leaves] - nodes.start[leaves]
-        index = tree.path_index(int(leaves[lengths.argmax()]))[: context - PROBE_TOKENS + 1]
+        most = min(context - PROBE_TOKENS, PATH_TOKENS) + 1
+        index = tree.path_index(int(leaves[lengths.argmax()]))[:most]
         path = tree.tokens.token[index].astype(np.int32)
         entropy = np.where(tree.tokens.mask[index], tree.tokens.entropy[index], -np.inf)
         entropy = np.where(np.isnan(entropy), -np.inf, entropy)
         if len(path) > 1:
-            found.append((path, float(entropy[1:].max()), 1 + int(entropy[1:].argmax())))
+            near = entropy[1 : OTHER_TOKENS + 1]
+            found.append((path, float(near.max()), 1 + int(near.argmax())))
     if not found:
         return []
     longest = max(range(len(found)), key=lambda i: len(found[i][0]))
