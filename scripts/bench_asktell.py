@@ -29,7 +29,7 @@ from treerl.config import (
 )
 from treerl.problem import Problem
 from treerl.search.asktell import Result
-from treerl.search.sampler import CUT, LENGTH, STOP, Continuation, Span
+from treerl.search.sampler import CUT, LENGTH, STOP, Continuation, Finish, Span
 from treerl.search.scheduler import Growth, Limits, grow
 from treerl.search.strategy import make_strategy
 from treerl.search.tree import Tree
@@ -72,6 +72,7 @@ class NullSampler:
         self._logprobs = -rng.exponential(1.0, (64, LONGEST)).astype(np.float32)
         self._entropies = rng.exponential(1.0, (64, LONGEST)).astype(np.float32)
         self._lengths = rng.integers(64, 512, 1021).tolist()
+        self._spans: dict[tuple[int, Finish], Span] = {}
         self._queue: deque[tuple[int, Continuation]] = deque()
         self._batch, self._count = batch, 0
 
@@ -93,15 +94,17 @@ class NullSampler:
         self._queue.clear()
 
     def span(self, max_tokens: int, last: bool) -> Span:
+        """Made once for each length and end."""
         self._count += 1
-        row, length = self._count % 64, self._lengths[self._count % 1021]
-        finish = STOP
+        length, finish = self._lengths[self._count % 1021], STOP
         if length > max_tokens:
             length, finish = max_tokens, LENGTH if last else CUT
-        own = slice(0, length)
-        return Span(
-            self._tokens[row, own], self._logprobs[row, own], self._entropies[row, own], 0, finish
-        )
+        made = self._spans.get((length, finish))
+        if made is None:
+            row, own = length % 64, slice(0, length)
+            columns = self._tokens[row, own], self._logprobs[row, own], self._entropies[row, own]
+            made = self._spans[length, finish] = Span(*columns, 0, finish)
+        return made
 
 
 def decode_each(tokens: Sequence[int]) -> list[str]:

@@ -71,7 +71,9 @@ class Tally:
     @property
     def mean(self) -> float:
         """Q = q/N, 0 without visits."""
-        return self.q / self.visits if self.visits else 0.0
+        if not self.visits:
+            return 0.0
+        return (self.right if self.right > 0 else -self.wrong) / self.visits
 
 
 def chunks(tokens: int, chunk_tokens: int) -> int:

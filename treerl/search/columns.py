@@ -28,8 +28,9 @@ class Columns:
 
     def __init__(self) -> None:
         self._size = self._ready = 0
+        self._capacity = 16
         self._views: list[str] = []
-        self._data = self._empty(16)
+        self._data = self._empty()
 
     def __len__(self) -> int:
         return self._size
@@ -66,7 +67,8 @@ class Columns:
     def extend(self, count: int, **values: Any) -> tuple[int, int]:
         """Adds `count` rows from arrays or scalars; returns [start, stop)."""
         start, stop = self._size, self._size + count
-        self._reserve(count)
+        if stop > self._capacity:
+            self._reserve(count)
         for name, (_, default) in self.SCHEMA.items():
             self._data[name][start:stop] = values.get(name, default)
         self._ready = max(self._ready, stop)
@@ -83,7 +85,8 @@ class Columns:
         if len(sizes) != 1:
             raise ValueError(f"columns of unequal length: {sorted(sizes)}")
         size = sizes.pop()
-        self._data = self._empty(max(16, size))
+        self._capacity = max(16, size)
+        self._data = self._empty()
         for name, column in self._data.items():
             column[:size] = arrays[name]
         self._ready = size
@@ -98,28 +101,23 @@ class Columns:
 
     def _prepare(self) -> None:
         """Puts defaults into the next rows, so that `append` writes only what differs."""
-        self._reserve(1)
+        if self._size == self._capacity:
+            self._reserve(1)
         start, stop = self._size, self._size + _PREPARED
         for name, (_, default) in self.SCHEMA.items():
             self._data[name][start:stop] = default
         self._ready = min(stop, self._capacity)
 
-    @property
-    def _capacity(self) -> int:
-        return len(next(iter(self._data.values())))
-
     def _reserve(self, count: int) -> None:
-        capacity = self._capacity
-        if self._size + count <= capacity:
-            return
-        grown = self._empty(max(2 * capacity, self._size + count))
+        self._capacity = max(2 * self._capacity, self._size + count)
+        grown = self._empty()
         for name, column in self._data.items():
             grown[name][: self._size] = column[: self._size]
         self._ready = self._size
         self._data = grown
 
-    def _empty(self, capacity: int) -> dict[str, NDArray[Any]]:
-        return {name: np.empty(capacity, dtype) for name, (dtype, _) in self.SCHEMA.items()}
+    def _empty(self) -> dict[str, NDArray[Any]]:
+        return {name: np.empty(self._capacity, dtype) for name, (dtype, _) in self.SCHEMA.items()}
 
 
 class Nodes(Columns):

@@ -166,8 +166,8 @@ class DeepSearch:
             state.wrong += not is_right
             gammas = state.gammas(chunks(length, self.settings.chunk_tokens))
             state.root.add(gammas[0], is_right)
-            for point in chain:
-                point.tally.add(gammas[point.depth], is_right)
+            for depth, point in enumerate(chain, start=1):
+                point.tally.add(gammas[depth], is_right)
             state.frontier.backed_up(chain)
         state.new = []
 

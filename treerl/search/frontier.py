@@ -129,7 +129,8 @@ class Frontier(Generic[K]):
     def best(self) -> list[Point[K]]:
         """The best open point of each lane, from the best to the worst."""
         for family in self._changed:
-            self._rank(family)
+            if family.best:
+                self._rank(family)
         self._changed.clear()
         tops = []
         for entries in self._lanes.values():
@@ -163,8 +164,10 @@ class Frontier(Generic[K]):
             return
         point = best[0][3]
         score = parent_score(self._settings, family.parent.mean) + point.own
-        entries = self._lanes.setdefault(family.lane, [])
-        if len(entries) > _SLACK + 4 * self._families:
+        entries = self._lanes.get(family.lane)
+        if entries is None:
+            entries = self._lanes[family.lane] = []
+        elif len(entries) > _SLACK + 4 * self._families:
             entries[:] = [entry for entry in entries if entry[2] == entry[4].version]
             heapify(entries)
         entry = (-round(score, _DIGITS), point.tie, family.version, id(family), family)
