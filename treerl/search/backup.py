@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Literal
 
-import numpy as np
-
 from treerl.search.tree import NO_PARENT, Tree
 
 Gamma = Callable[[int, int], float]
@@ -85,15 +83,17 @@ def store_tallies(
     tree: Tree, leaves: Iterable[tuple[int, bool]], gammas: Gammas, chunk_tokens: int
 ) -> None:
     """Sets visits = N and value_sum = q at the end of every node, from (leaf, right?) pairs."""
-    tallies = [Tally() for _ in range(len(tree))]
+    right, wrong, visits = [0.0] * len(tree), [0.0] * len(tree), [0] * len(tree)
     nodes = tree.nodes
     parent = nodes.parent.tolist()
     ends = nodes.offset + nodes.stop - nodes.start - tree.n_prompt
     depths = [chunks(end, chunk_tokens) for end in ends.tolist()]
     for leaf, is_right in leaves:
-        weights, row = gammas(depths[leaf]), leaf
+        weights, sums, row = gammas(depths[leaf]), right if is_right else wrong, leaf
         while row != NO_PARENT:
-            tallies[row].add(weights[depths[row]], is_right)
+            sums[row] += weights[depths[row]]
+            visits[row] += 1
             row = parent[row]
-    nodes.visits[:] = np.array([tally.visits for tally in tallies])
-    nodes.value_sum[:] = np.array([tally.q for tally in tallies])
+    tallies = map(Tally, right, wrong, visits)
+    nodes.visits[:] = visits
+    nodes.value_sum[:] = [tally.q for tally in tallies]
