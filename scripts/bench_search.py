@@ -8,7 +8,7 @@ Nobody waits for EOS: each continuation ends after a number of tokens drawn from
 the length limit, so that all sides have ragged lengths of one distribution. Prompts are random tokens, rewards
 a coin of the text. Rounds alternate, the prefix cache is empty at the start of each; the ratio is the median
 over rounds of tokens per CPU second over those of `generate` in the same round. `shared` is the share of prefix
-tokens that the engine had in its cache, of those in whole blocks which an earlier continuation of the tree had.
+tokens that the sampler had, of those that an earlier continuation of the tree left (vLLM: in whole blocks).
 """
 
 import argparse
@@ -186,8 +186,9 @@ class Bench:
         tokens, sampler = run()
         seconds = time.process_time() - begun
         given, reused = sum(sampler.prefixes), sampler.stats["reused_tokens"]
-        blocks = [(n - 1) // CPU_BLOCK * CPU_BLOCK for n in sampler.prefixes]
-        firsts = sum((len(prompt) - 1) // CPU_BLOCK * CPU_BLOCK for prompt in prompts)
+        block = CPU_BLOCK if self.engine else 1
+        blocks = [(n - 1) // block * block for n in sampler.prefixes]
+        firsts = sum((len(prompt) - 1) // block * block for prompt in prompts)
         return {
             "tokens": tokens,
             "per_second": tokens / seconds,
