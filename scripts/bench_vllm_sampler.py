@@ -1,6 +1,6 @@
 """What exact entropies cost on vLLM: CPU milliseconds a token against vLLM's own sampler with logprobs=0.
 
-    python scripts/bench_vllm_sampler.py --model DIR [--rows 8 32 64] [--rounds 7] [--json FILE]
+    python scripts/bench_vllm_sampler.py --model DIR [--rows 8 32 64] [--tokens 64] [--rounds 7] [--json FILE]
 
 One engine, whose sampler is exchanged between rounds: vLLM's, with logprobs=0, and treerl's, at temperature 1,
 at 0.7, and at 0.7 with top-p. All draw the same number of tokens after the same prompts, nothing ends early and
@@ -24,7 +24,7 @@ import transformers
 from treerl.config import EngineSettings
 from treerl.samplers.vllm_engine import Drawing, VllmEngine
 
-PROMPT, MAX_TOKENS = 48, 64
+PROMPT = 16
 SETTINGS: dict[str, dict[str, Any]] = {
     "T=1": {},
     "T=0.7": {"temperature": 0.7},
@@ -46,14 +46,16 @@ def exchange_samplers(engine: VllmEngine) -> None:
     engine.rpc(exchange)
 
 
-def draw_with_vllm(engine: VllmEngine, prompts: Prompts, seed: int, how: dict[str, Any]) -> int:
+def draw_with_vllm(
+    engine: VllmEngine, prompts: Prompts, length: int, seed: int, how: dict[str, Any]
+) -> int:
     """Tokens drawn by vLLM itself with the log-prob of each drawn token."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     for index, prompt in enumerate(prompts):
         params = SamplingParams(
-            max_tokens=MAX_TOKENS,
+            max_tokens=length,
             seed=seed + index,
             logprobs=0,
             detokenize=False,
@@ -68,10 +70,10 @@ def draw_with_vllm(engine: VllmEngine, prompts: Prompts, seed: int, how: dict[st
     return tokens
 
 
-def draw(engine: VllmEngine, prompts: Prompts, seed: int, how: dict[str, Any]) -> int:
+def draw(engine: VllmEngine, prompts: Prompts, length: int, seed: int, how: dict[str, Any]) -> int:
     """Tokens drawn through treerl's engine."""
     for index, prompt in enumerate(prompts):
-        engine.add(f"{seed}-{index}", prompt, Drawing(MAX_TOKENS, seed=seed + index, **how))
+        engine.add(f"{seed}-{index}", prompt, Drawing(length, seed=seed + index, **how))
     tokens = 0
     while engine.busy:
         tokens += sum(len(drawn.tokens) for drawn in engine.step())
@@ -79,7 +81,7 @@ def draw(engine: VllmEngine, prompts: Prompts, seed: int, how: dict[str, Any]) -
 
 
 def one_round(
-    engine: VllmEngine, prompts: Prompts, number: int, how: dict[str, Any]
+    engine: VllmEngine, prompts: Prompts, length: int, number: int, how: dict[str, Any]
 ) -> tuple[float, float]:
     """CPU milliseconds a token of vLLM's sampler and of treerl's; who goes first changes from time to time."""
     cost: dict[bool, float] = {}
@@ -88,7 +90,8 @@ def one_round(
             exchange_samplers(engine)
         engine.reset_prefix_cache()
         began = time.process_time()
-        tokens = (draw_with_vllm if own else draw)(engine, prompts, number * len(prompts), how)
+        drawer, seed = (draw_with_vllm if own else draw), number * len(prompts)
+        tokens = drawer(engine, prompts, length, seed, how)
         cost[own] = 1000 * (time.process_time() - began) / tokens
         if own:
             exchange_samplers(engine)
@@ -102,7 +105,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     with VllmEngine(
         arguments.model,
         EngineSettings(kv_cache_gib=0.5),
-        max_length=PROMPT + MAX_TOKENS,
+        max_length=PROMPT + arguments.tokens,
         max_batch=max(arguments.rows),
         dtype=getattr(torch, arguments.dtype),
     ) as engine:
@@ -111,7 +114,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 rounds = []
                 for number in range(1, arguments.rounds + 2):
                     prompts = rng.integers(3, vocabulary, (rows, PROMPT)).tolist()
-                    rounds.append(one_round(engine, prompts, number, how))
+                    rounds.append(one_round(engine, prompts, arguments.tokens, number, how))
                 # The first round warms up.
                 plain, ours = zip(*rounds[1:], strict=True)
                 ratio = statistics.median(b / a for a, b in rounds[1:])
@@ -124,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="a folder with a causal LM")
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32, 64])
+    parser.add_argument("--tokens", type=int, default=64, help="drawn a row")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--threads", type=int, default=1)
