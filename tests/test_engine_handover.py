@@ -160,7 +160,7 @@ def test_a_check_does_not_wait_for_ever(monkeypatch):
     monkeypatch.setattr("treerl.engine.handover.WAIT_SECONDS", 0.0)
     monkeypatch.setattr(TransformersSampler, "step", lambda self: [])
     with pytest.raises(
-        HandoverError, match="gave no 4 tokens within 0 s after it was given version 1"
+        HandoverError, match="gave no 2 tokens within 0 s after it was given version 1"
     ):
         handed.publish(1, trees())
 

@@ -32,9 +32,9 @@ from treerl.samplers.weights import Adapter, Compared, Weights
 from treerl.search.sampler import Continuation, Failure, Finish, Sampler, Span
 from treerl.search.tree import ROOT, Tree
 
-PROBES = 8
+PROBES = 6
 """Paths that a check continues, one a tree."""
-PROBE_TOKENS = 4
+PROBE_TOKENS = 2
 """Tokens drawn behind each."""
 PATH_TOKENS = 192
 """Tokens of the longest of them: more than a block of any cache, and little to run."""
