@@ -81,7 +81,7 @@ class EngineSettings(Section):
     takes, 16 on a GPU and 32 on a CPU."""
     lora: Literal["auto", "adapter", "merged"] = "auto"
     """A LoRA policy is served as an adapter beside the base weights, or merged into full ones; auto: merged on
-    a CPU, where an adapter makes each token about twice as expensive, else adapter."""
+    a CPU, where an adapter makes each token several times as expensive, else adapter."""
     sleep: Literal[0, 1, 2] = 0
     """While the policy is updated, the engine on a GPU gives back memory: 1 the cache, its weights wait in main
     memory; 2 both, and the hand-over sends all weights anew. 0: nothing."""
