@@ -6,7 +6,7 @@ import torch
 
 from tests.support_policy import random_tree, tiny_llama, with_attention
 from treerl.errors import ConfigError
-from treerl.policy import forward
+from treerl.policy import forward, fused
 from treerl.policy.attention_blocks import CHUNK, find_blocks
 from treerl.policy.forward import token_logprobs
 from treerl.policy.fused import can_fuse
@@ -35,6 +35,15 @@ def test_checkpointed_models_and_half_precision_are_not_fused():
     enable_checkpointing(checkpointed)
     assert not can_fuse(checkpointed)
     assert not can_fuse(tiny_llama(torch.bfloat16).model)
+
+
+def test_large_models_are_not_fused(monkeypatch):
+    model = tiny_llama().model
+    size = sum(parameter.nbytes for parameter in model.model.layers.parameters())
+    monkeypatch.setattr(fused, "WEIGHT_BYTES", size)
+    assert can_fuse(model)
+    monkeypatch.setattr(fused, "WEIGHT_BYTES", size - 1)
+    assert not can_fuse(model)
 
 
 def test_auto_fuses_short_paths_alone(monkeypatch):

@@ -30,8 +30,8 @@ class PolicySettings(Section):
     device: str = "auto"
     """auto: cuda when there is one, else cpu."""
     attention: Literal["auto", "dense", "runs", "flex", "blocks"] = "auto"
-    """How packed trees attend; auto chooses by model, device and length of the pack. blocks: a plain Llama on
-    CPU alone, run in few kernels; fastest for small models and short paths."""
+    """How packed trees attend; auto chooses by model, device and length of the pack. blocks: a small plain
+    Llama on CPU alone, run in few kernels; fastest there for short paths."""
     lora: LoraSettings | None = None
     """Train adapters instead of the whole model; None: the whole model."""
     gradient_checkpointing: bool = False

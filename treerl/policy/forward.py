@@ -98,7 +98,7 @@ def _is_fused(policy: Policy, batch: PackedBatch) -> bool:
         return int(batch.position.max()) < DEEPEST and policy.fused
     if policy.attention == "blocks" and not policy.fused:
         raise ConfigError(
-            f'policy.attention = "blocks" runs plain fp32 or fp64 Llamas on CPU, without gradient '
+            f'policy.attention = "blocks" runs small plain fp32 or fp64 Llamas on CPU, without gradient '
             f'checkpointing; this is {type(policy.model).__name__}: set it to "auto"'
         )
     return policy.attention == "blocks"

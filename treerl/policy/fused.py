@@ -19,6 +19,9 @@ from treerl.policy.attention_blocks import Blocks, attend_blocks
 DEEPEST = 256
 """Tokens of a path, at most: beyond, attention by runs does less work."""
 
+WEIGHT_BYTES = 64 << 20
+"""Weights of the layers, at most: each forward copies them, and a larger model is bound by arithmetic."""
+
 
 def can_fuse(model: Any) -> bool:
     """Whether `last_hidden_states` computes what this model computes, and faster."""
@@ -26,7 +29,8 @@ def can_fuse(model: Any) -> bool:
         return False
     weight = model.model.embed_tokens.weight
     right = weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.float64)
-    return right and float(model.config.attention_dropout) == 0.0
+    size = sum(parameter.nbytes for parameter in model.model.layers.parameters())
+    return right and size <= WEIGHT_BYTES and float(model.config.attention_dropout) == 0.0
 
 
 def last_hidden_states(model: Any, token: Tensor, position: Tensor, blocks: Blocks) -> Tensor:
