@@ -76,7 +76,7 @@ def pair(seed: int, options: argparse.Namespace) -> tuple[dict, dict]:
     empty = train(out / f"empty-seed{seed}", options, seed, [])
     train(out / f"empty-seed{other}", options, other, [])
     folder = out / f"{options.arm}-seed{seed}"
-    if not (folder / "summary.json").exists():
+    if not (folder / "replay.db").exists():
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(out / f"empty-seed{other}" / "replay.db", folder / "replay.db")
     return empty, train(folder, options, seed, options.set)
