@@ -83,6 +83,14 @@ def test_tree_of_a_dead_worker_is_taken_over_and_the_dead_one_writes_nothing(sto
     put(store, run, heir)
     with pytest.raises(LeaseLost, match="another worker has finished"):
         put(store, run, dead, seed=2)
+    with pytest.raises(LeaseLost, match="another worker has finished"):
+        put(store, run, dead)  # the same content: its lease was lost all the same
+    assert len(store.trees()) == 1
+
+
+def test_worker_that_did_not_hear_of_its_commit_may_put_its_tree_again(store, run):
+    claim = claim_tree(store, run, "w", lease_s=60)
+    assert put(store, run, claim) == put(store, run, claim)
     assert len(store.trees()) == 1
 
 

@@ -29,7 +29,7 @@ TreeName = tuple[int, int, int]
 _STORED = sa.select(
     *(
         schema.tree.c[name]
-        for name in ("id", "step", "problem_id", "number", "state", "content_key")
+        for name in ("id", "step", "problem_id", "number", "state", "attempts", "content_key")
     )
 ).where(
     schema.tree.c.run_id == sa.bindparam("b_run"),
@@ -83,6 +83,7 @@ class TreesEntry:
         stored = self._stored(names)
         for name, data in zip(names, self.trees, strict=True):
             if name in stored and stored[name].state == "done":
+                self._check_own(data, stored[name].attempts)
                 self._check_same(data, stored[name].id, stored[name].content_key)
             elif name in new:
                 self._check_same(data, None, new[name].tree["content_key"])
@@ -117,12 +118,13 @@ class TreesEntry:
             )
         }
 
+    def _check_own(self, data: TreeRows, attempts: int) -> None:
+        """A stored tree is a claim's own if it has its number: a commit that its worker did not hear of."""
+        if data.claim is not None and data.claim.attempts != attempts:
+            raise LeaseLost(f"another worker has finished the tree of ticket {data.claim.ticket}")
+
     def _check_same(self, data: TreeRows, tree_id: int | None, content_key: bytes) -> None:
         if content_key != data.tree["content_key"]:
-            if data.claim is not None:
-                raise LeaseLost(
-                    f"another worker has finished the tree of ticket {data.claim.ticket}"
-                )
             which = "in the same batch" if tree_id is None else f"tree {tree_id}"
             raise StoreError(
                 f"run {self.run_id} has stored another tree for step {data.step} of this problem "
