@@ -1,6 +1,7 @@
 """What all commands share: options, the console, errors to exit codes, JSON output."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +18,17 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts")]
 RecipeName = Annotated[str, typer.Argument(help="A .toml file or the name of a shipped recipe")]
 Url = Annotated[str, typer.Option("--url", "-u", help="Database of the replay cache")]
+PIPE_WIDTH = 112
+"""Cells of a line where there is no terminal, unless COLUMNS says otherwise."""
 DEFAULT_URL = "sqlite:///runs/replay.db"
 
 
 def console(*, stderr: bool = False) -> Console:
     """A console of its own for each command: width and colour follow the stream."""
-    return Console(stderr=stderr, soft_wrap=False)
+    out = Console(stderr=stderr, soft_wrap=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out.width = PIPE_WIDTH
+    return out
 
 
 @contextmanager

@@ -12,9 +12,6 @@ from treerl.errors import ConfigError
 
 inspect_app = typer.Typer()
 
-PIPE_WIDTH = 112
-"""Cells of a line where the output is no terminal and COLUMNS says nothing."""
-
 
 @inspect_app.command()
 def inspect(
@@ -91,8 +88,6 @@ def inspect(
 
 def _console(width: int | None) -> Console:
     out = console()
-    if width is None and not out.is_terminal and "COLUMNS" not in out._environ:
-        width = PIPE_WIDTH
     if width is not None:
         out.width = width
     return out
