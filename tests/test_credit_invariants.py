@@ -25,7 +25,7 @@ from treerl.credit.deepsearch import Discount, faithful, search_scores
 from treerl.credit.dense import future_kl, future_kl_of_nodes, implicit_return, log_ratio
 from treerl.credit.rows import suffix_sum
 from treerl.credit.table import TABLE, evaluate
-from treerl.search.backup import make_gamma, store_tallies
+from treerl.search.backup import gamma_table, store_tallies
 
 OUTCOME_ROWS = [name for name, row in TABLE.items() if row.x != "soft"]
 SEEDS = range(150)
@@ -360,5 +360,5 @@ def test_search_scores_equal_those_that_the_search_stores(form):
         discount = Discount(form, 0.2, chunk_tokens=3)
         q = search_scores(found.forest, found.rows, found.outcome, discount)
         leaves = [(u, found.outcome[u] > 0) for u in found.rows.leaf.tolist()]
-        store_tallies(found.tree, leaves, make_gamma(form, 0.2), 3)
+        store_tallies(found.tree, leaves, gamma_table(form, 0.2), 3)
         assert q == pytest.approx(found.tree.nodes.value_sum, abs=1e-12)
