@@ -5,12 +5,14 @@ import torch
 from transformers import LlamaForCausalLM
 from transformers.models.llama import modeling_llama
 
-from treerl.config import LossSettings
+from treerl.config import LossSettings, UpdateSettings
 from treerl.credit.masses import TokenCredit
 from treerl.policy.model import Policy
 from treerl.policy.optimizer import PolicyOptimizer, StepInfo
 from treerl.policy.pack import training_leaves
 from treerl.policy.reference import score_trees
+from treerl.policy.update import update_policy
+from treerl.policy.update_report import UpdateReport
 from treerl.search.tree import Tree
 
 Advantages = list[list[np.ndarray]]
@@ -18,8 +20,9 @@ Advantages = list[list[np.ndarray]]
 
 
 def unweighted(**settings) -> LossSettings:
-    """Loss settings without importance weights: for trees that no sampler drew."""
-    return LossSettings(rollout_is="none", **settings)
+    """Loss settings without importance weights: for trees that no sampler drew. Cached tokens take their stored
+    log-probs as denominators, which is how tests set ratios."""
+    return LossSettings(rollout_is="none", replay_is="ratio", **settings)
 
 
 def use_exact_norm(monkeypatch) -> None:
@@ -137,11 +140,11 @@ def flat_loss(
     settings: LossSettings,
     *,
     lp_old: torch.Tensor,
-    lp_beh: torch.Tensor | None = None,
+    weights: torch.Tensor | float = 1.0,
     reference: LlamaForCausalLM | None = None,
     temperature: float = 1.0,
 ) -> torch.Tensor:
-    """PPO's loss with dual clip over separate rows, then one of the usual means."""
+    """PPO's loss with dual clip over separate rows, times `weights`, [B, L]; then one of the usual means."""
     trained = padded(trees)[2]
     lp, entropy = row_logprobs(model, trees, temperature)
     a = padded_rows([row for rows in advantages for row in rows])
@@ -150,15 +153,14 @@ def flat_loss(
     loss = torch.maximum(-a * ratio, -a * clipped)
     if settings.clip_ratio_c is not None:
         loss = torch.where(a < 0, torch.minimum(loss, -a * settings.clip_ratio_c), loss)
-    if lp_beh is not None:
-        loss = loss * (lp_old - lp_beh).exp().clamp(max=settings.rollout_is_threshold)
+    loss = loss * weights
     if reference is not None:
         with torch.no_grad():
             lp_ref, _ = row_logprobs(reference, trees, temperature)
         d = lp_ref - lp
         kl = 0.5 * d**2 if settings.kl_estimator == "k2" else d.exp() - 1 - d
-        weight = ratio.detach().clamp(max=settings.rollout_is_threshold)
-        loss = loss + settings.kl_coef * weight * kl
+        omega = (ratio.detach() * weights).clamp(max=settings.rollout_is_threshold)
+        loss = loss + settings.kl_coef * omega * kl
     loss = (loss - settings.entropy_coef * entropy) * trained
     match settings.loss_agg_mode:
         case "token-mean":
@@ -169,6 +171,55 @@ def flat_loss(
             return loss.sum(1).mean()
         case _:
             return loss.sum(1).mean() / max(tree.max_completion_length for tree in trees)
+
+
+def flat_gradient(
+    model: LlamaForCausalLM,
+    trees: list[Tree],
+    advantages: Advantages,
+    loss: LossSettings,
+    **options,
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Gradient of `flat_loss` by parameter, and its value."""
+    model.zero_grad(set_to_none=True)
+    value = flat_loss(model, trees, advantages, loss, **options)
+    value.backward()
+    return gradients_by_name(dict(model.named_parameters())), value.item()
+
+
+def run_update(
+    policy: Policy,
+    trees: list[Tree],
+    credits: list[TokenCredit],
+    *,
+    loss: LossSettings | None = None,
+    settings: UpdateSettings | None = None,
+    optimizer: PolicyOptimizer | None = None,
+    **options,
+) -> UpdateReport:
+    """`update_policy` with a new optimizer, at temperature 1, unless told otherwise."""
+    settings = settings or UpdateSettings(lr=1e-3)
+    return update_policy(
+        policy,
+        optimizer or PolicyOptimizer(policy.model, settings),
+        trees,
+        credits,
+        loss=loss or unweighted(),
+        update=settings,
+        temperature=options.pop("temperature", 1.0),
+        generator=np.random.default_rng(0),
+        **options,
+    )
+
+
+def recorded(
+    policy: Policy, trees: list[Tree], credits: list[TokenCredit], **options
+) -> tuple[list[dict[str, torch.Tensor]], UpdateReport]:
+    """The update's gradients, one dict an optimizer step, and its report; no weight moves."""
+    settings = options.setdefault("settings", UpdateSettings())
+    optimizer = Recorder(policy.model, settings)
+    report = run_update(policy, trees, credits, optimizer=optimizer, **options)
+    return optimizer.gradients, report
 
 
 class Recorder(PolicyOptimizer):

@@ -79,7 +79,8 @@ def test_no_documented_name_is_unused(world):
     elsewhere = (
         "kl",
         "replay/trained_tokens",
-        "replay/ratio_mean",
+        "replay/is_",
+        "replay/capped_frac",
         "replay/ess",
         "replay/age_",
         "replay/imit",

@@ -94,4 +94,4 @@ def test_cached_tokens_are_trained_with_their_stored_log_probs(two_runs):
     rows = [row for row in used(read_metrics_of(second)) if "replay/trained_tokens" in row]
     assert rows
     assert all(0 < row["replay/ess"] <= 1 + 1e-9 for row in rows)
-    assert any(abs(row["replay/ratio_mean"] - 1) > 1e-6 for row in rows)
+    assert any(abs(row["replay/is_mean"] - 1) > 1e-6 for row in rows)

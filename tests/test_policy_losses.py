@@ -165,20 +165,20 @@ def test_mismatch_of_the_table():
     assert metrics["mismatch/kl"] == pytest.approx(0.003336, abs=1e-6)
 
 
-def test_cached_tokens_take_no_truncated_weight_and_stay_out_of_the_mismatch():
+def test_cached_tokens_stay_out_of_the_mismatch():
     settings = LossSettings(rollout_is="token", clip_ratio_high=9.0, clip_ratio_c=None)
     outputs = policy_loss(
         tensor(-0.5, -0.5),
         tensor(0, 0),
-        columns(positive=[1, 1], lp_old=[-1, -0.5], lp_beh=[-1, -0.7], fresh=[False, True]),
+        columns(positive=[1, 1], lp_old=[-1, -0.5], lp_beh=[-1.4, -0.7], fresh=[False, True]),
         settings,
         1.0,
     )
-    assert outputs.loss.item() == pytest.approx(-np.exp(0.5) - np.exp(0.2))
+    assert outputs.loss.item() == pytest.approx(-np.exp(0.5 + 0.4) - np.exp(0.2))
     metrics = outputs.sums.metrics()
     assert outputs.sums.compared == 1
     assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.2)
-    assert metrics["replay/ratio_mean"] == pytest.approx(np.exp(0.5))
+    assert metrics["replay/is_mean"] == pytest.approx(np.exp(0.4))
 
 
 # KL

@@ -82,3 +82,9 @@ class Recipe(Section):
                 "truncated distribution make every ratio wrong by the mass cut off; set old_logprobs = "
                 '"recompute", or truncate nothing'
             )
+        if self.replay.trains_on_cached and self.loss.replay_is != "none":
+            raise ValueError(
+                f'loss.replay_is = "{self.loss.replay_is}" needs sampler.top_p = 1 and sampler.top_k = 0: '
+                "stored log-probs of a truncated distribution give weights that tell the mass cut off; set "
+                'loss.replay_is = "none" (no correction), use no cached rows, or truncate nothing'
+            )

@@ -99,3 +99,9 @@ class ReplaySettings(Section):
     read: ReadSettings = ReadSettings()
     collapse: CollapseSettings = CollapseSettings()
     imitate: ImitateSettings = ImitateSettings()
+
+    @property
+    def trains_on_cached(self) -> bool:
+        """Do cached rows join updates?"""
+        cached = self.reuse and self.max_cached > 0
+        return cached or self.collapse.rows > 0 or self.imitate.rows > 0

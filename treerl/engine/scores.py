@@ -76,7 +76,7 @@ def _scored(recipe: Recipe, policy: Policy, trees: Sequence[Tree]) -> list[Float
 def _log_weights(tree: Tree, lp_old: FloatArray) -> FloatArray:
     """lp_old - lp_beh, float64[n_tokens]; 0 where the token is not trained, or came from the cache.
 
-    The ratio of a cached token is taken to its stored log-prob already: a weight would count it twice.
+    Cached tokens have a correction of their own, `loss.replay_is`: a weight here would count it twice.
     """
     cached = np.repeat(tree.draws.source > 0, tree.draws.length)
     trained = ~np.isnan(lp_old) & ~cached

@@ -30,8 +30,9 @@ SUMS = (
     "is_weight_square",
     "is_capped",
     "cached",
-    "cached_ratio",
-    "cached_ratio_square",
+    "cached_weight",
+    "cached_weight_square",
+    "cached_capped",
 )
 """Fields that add."""
 PEAKS = (
@@ -40,6 +41,7 @@ PEAKS = (
     "logp_abs_max",
     "is_weight_max",
     "is_weight_min_negated",
+    "cached_weight_max",
 )
 """Fields of which the largest stays."""
 
@@ -53,7 +55,7 @@ class LossSums:
     entropy, kl (the estimator's, to the reference): NaN if not computed. approx_kl: k3 of KL(old || policy)
     over fresh tokens. compared: fresh tokens that have the sampler's log-prob; over these, d = lp_old - lp_beh
     (logp_*), k3 of KL(sampler || trainer), weights v = e^d before the cap (is_*). cached: tokens from the
-    replay cache, whose ratio is taken to their stored log-prob.
+    replay cache; over these, weights w = policy / drawer before the cap (cached_*).
     """
 
     loss: float = 0.0
@@ -76,13 +78,15 @@ class LossSums:
     is_weight_square: float = 0.0
     is_capped: float = 0.0
     cached: float = 0.0
-    cached_ratio: float = 0.0
-    cached_ratio_square: float = 0.0
+    cached_weight: float = 0.0
+    cached_weight_square: float = 0.0
+    cached_capped: float = 0.0
     ratio_max: float = -float("inf")
     ratio_min_negated: float = -float("inf")
     logp_abs_max: float = -float("inf")
     is_weight_max: float = -float("inf")
     is_weight_min_negated: float = -float("inf")
+    cached_weight_max: float = -float("inf")
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Self:
@@ -133,8 +137,12 @@ class LossSums:
         if self.cached:
             values |= {
                 "replay/trained_tokens": self.cached,
-                "replay/ratio_mean": self.cached_ratio / self.cached,
-                "replay/ess": _effective(self.cached_ratio, self.cached_ratio_square, self.cached),
+                "replay/is_mean": self.cached_weight / self.cached,
+                "replay/is_max": self.cached_weight_max,
+                "replay/capped_frac": self.cached_capped / self.cached,
+                "replay/ess": _effective(
+                    self.cached_weight, self.cached_weight_square, self.cached
+                ),
             }
         return values
 

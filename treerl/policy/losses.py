@@ -26,9 +26,10 @@ LOG_RATIO_LIMIT = 20.0
 class TokenColumns:
     """What the loss knows of n trained tokens before the forward pass; each float[n] on the model's device.
 
-    positive, negative, weight: the masses P, M, W. lp_old: log-probs at the start of the update, or stored
-    behaviour log-probs where `fresh` (bool[n]) is False: tokens that come from the replay cache. lp_beh: the
-    sampler's log-probs, NaN = absent. lp_ref: the reference's, None = no reference.
+    positive, negative, weight: the masses P, M, W. fresh: bool[n], False for tokens from the replay cache.
+    lp_beh: log-probs by the policy that drew, NaN = absent. lp_old: denominators of the ratio, log-probs at the
+    start of the update or `lp_beh` (of fresh tokens by `update.old_logprobs`, of cached ones by
+    `loss.replay_is`). lp_ref: the reference's, None = no reference.
     lp_start: the trainer's under the weights that sampled, to compare with the sampler, NaN = not computed;
     None: lp_old is that.
     """
@@ -67,8 +68,27 @@ def clipped_surrogate(
 
 
 def truncated_weights(lp_old: Tensor, lp_beh: Tensor, threshold: float) -> Tensor:
-    """Token weights min(exp(lp_old - lp_beh), threshold) between sampler and trainer, detached; float[n]."""
+    """Token weights min(exp(lp_old - lp_beh), threshold) from drawer to trainer, detached; float[n]."""
     return (lp_old - lp_beh).detach().exp().clamp(max=threshold)
+
+
+def token_weights(columns: TokenColumns, settings: LossSettings) -> tuple[Tensor, Tensor]:
+    """What the correction of each token is: the weight of its surrogate, and the one that is due; float[n].
+
+    The second is min(exp(lp_old - lp_beh), threshold) wherever a correction is set, by `rollout_is` for fresh
+    and by `replay_is` for cached tokens. They differ where `rollout_is` acts on whole rows or masks: there it
+    is part of the masses.
+    """
+    one = torch.ones_like(columns.lp_old)
+    fresh = stale = one
+    if settings.rollout_is != "none":
+        fresh = truncated_weights(columns.lp_old, columns.lp_beh, settings.rollout_is_band[1])
+    if settings.replay_is == "truncate":
+        stale = truncated_weights(columns.lp_old, columns.lp_beh, settings.replay_is_threshold)
+    due = torch.where(columns.fresh, fresh, stale)
+    if settings.weighs_in_loss:
+        return due, due
+    return torch.where(columns.fresh, one, stale), due
 
 
 def kl_penalty(lp: Tensor, lp_ref: Tensor, estimator: Literal["k1", "k2", "k3"]) -> Tensor:
@@ -97,7 +117,7 @@ def policy_loss(
 
     lp, entropy: float[n] with gradient; entropy may be None if `entropy_coef` is 0. KL and entropy weigh a
     token by W, the sum over its rows, as the rows themselves would. The KL carries the detached weight
-    omega = policy / sampler of its token, capped at `rollout_is_threshold`: 1 on-policy, and off-policy what
+    omega = policy / drawer of its token, capped at `rollout_is_threshold`: 1 on-policy, and off-policy what
     keeps k2's gradient that of the reverse KL. Entropy belongs to the distribution, not to the token drawn,
     and takes no weight.
     """
@@ -110,20 +130,13 @@ def policy_loss(
         high=settings.clip_ratio_high,
         cap=settings.clip_ratio_c,
     )
-    omega = ratio.detach()
-    cap = settings.rollout_is_band[1]
-    if settings.rollout_is != "none":
-        weights = truncated_weights(columns.lp_old, columns.lp_beh, cap)
-        weights = torch.where(columns.fresh, weights, torch.ones_like(weights))
-        omega = omega * weights
-        if settings.weighs_in_loss:
-            surrogate = surrogate * weights
-    total = surrogate.sum()
+    weights, due = token_weights(columns, settings)
+    total = (surrogate * weights).sum()
     kl = None
     if columns.lp_ref is not None:
         kl = kl_penalty(lp, columns.lp_ref, settings.kl_estimator)
     if kl is not None and settings.kl_coef:
-        omega = omega.clamp(max=cap)
+        omega = (ratio.detach() * due).clamp(max=settings.rollout_is_band[1])
         total = total + settings.kl_coef * (columns.weight * omega * kl).sum()
     if entropy is not None and settings.entropy_coef:
         total = total - settings.entropy_coef * (columns.weight * entropy).sum()
@@ -151,6 +164,9 @@ def _diagnostics(
     compared = fresh & columns.lp_beh.isfinite() & start.isfinite()
     d = torch.where(compared, start - columns.lp_beh, 0.0)
     v = torch.where(compared, d.exp(), 0.0)
+    # Under "ratio" lp_old is the drawer's already, and the ratio is the weight.
+    w = ratio if settings.replay_is == "ratio" else token_ratio(columns.lp_old, columns.lp_beh)
+    w = torch.where(stale, w, 0.0)
     absent = torch.full_like(ratio, torch.nan)
     terms = {
         "loss": loss.reshape(1),
@@ -173,8 +189,9 @@ def _diagnostics(
         "is_weight_square": v.square(),
         "is_capped": v > settings.rollout_is_band[1],
         "cached": stale,
-        "cached_ratio": ratio * stale,
-        "cached_ratio_square": ratio.square() * stale,
+        "cached_weight": w,
+        "cached_weight_square": w.square(),
+        "cached_capped": w > settings.replay_is_threshold,
     }
     peaks = {
         "ratio_max": ratio,
@@ -182,6 +199,7 @@ def _diagnostics(
         "logp_abs_max": d.abs(),
         "is_weight_max": v,
         "is_weight_min_negated": torch.where(compared, -v, -torch.inf),
+        "cached_weight_max": w,
     }
     numbers = [terms[name].sum(dtype=torch.float64) for name in SUMS]
     numbers += [

@@ -2,9 +2,9 @@
 
 Trees are dealt whole into mini-batches, packed so that each token runs once, and every optimizer step divides
 plain sums by a denominator counted before its first forward. Ratios are taken to log-probs of the same
-weights, packer and attention variant (lp_old), so they are exactly 1 in the first mini-batch; tokens from the
-replay cache take their stored behaviour log-probs instead. How advantages arise is in treerl.credit, the loss
-itself in treerl.policy.losses.
+weights, packer and attention variant (lp_old), so they are exactly 1 in the first mini-batch, and weights
+lead from there back to the policy that drew a token; settings can put its recorded log-probs in the place of
+lp_old. How advantages arise is in treerl.credit, the loss itself in treerl.policy.losses.
 """
 
 import time
@@ -34,13 +34,14 @@ from treerl.search.tree import Tree
 class _MicroBatch:
     """One forward and backward pass. own: int64[n], flat slots that take the loss; columns over these.
 
-    `known` is False until lp_old holds log-probs of the weights at the start of the update.
+    unknown: bool[n], tokens whose lp_old is still to be computed from the weights at the start of the update;
+    None: there are none.
     """
 
     packed: PackedBatch
     own: Tensor
     columns: TokenColumns
-    known: bool = False
+    unknown: Tensor | None
 
 
 @dataclass(slots=True)
@@ -106,9 +107,8 @@ def update_policy(
         hands = deal(active, update.mini_batches, generator)
         minis = [_mini_batch(run, trees, credits, active, hand, update) for hand in hands]
     if update.old_logprobs == "sampler":
-        _take_sampled(minis)
-    else:
-        _recompute_old(run, minis)
+        _check_sampled(minis)
+    _compute_old(run, minis)
     if reference is not None and loss.kl_coef > 0:
         for micro_batch in (m for mini in minis for m in mini.micro):
             with run.clock("reference"):
@@ -119,17 +119,18 @@ def update_policy(
     return report
 
 
-def _recompute_old(run: _Run, minis: list[_MiniBatch]) -> None:
+def _compute_old(run: _Run, minis: list[_MiniBatch]) -> None:
     """lp_old of all but the first mini-batch: its own forward gives it, ratio exp(lp - sg(lp)) is exact."""
     first = next((i for i, mini in enumerate(minis) if mini.micro), len(minis))
     for mini in minis[first + 1 :]:
         for micro_batch in mini.micro:
-            with run.clock("old"):
-                _learn_old(run, micro_batch)
+            if micro_batch.unknown is not None:
+                with run.clock("old"):
+                    _set_old(micro_batch, _own_logprobs(run, run.policy, micro_batch))
 
 
-def _take_sampled(minis: list[_MiniBatch]) -> None:
-    """lp_old := what the sampler recorded, which the columns hold already. Raises UpdateError where absent."""
+def _check_sampled(minis: list[_MiniBatch]) -> None:
+    """lp_old is what the sampler recorded, and the columns hold it already. Raises UpdateError where absent."""
     for micro in (m for mini in minis for m in mini.micro):
         absent = int(micro.columns.lp_beh.isnan().sum())
         if absent:
@@ -138,9 +139,8 @@ def _take_sampled(minis: list[_MiniBatch]) -> None:
                 '"sampler" needs; set it to "recompute"'
             )
         # The first step's forward has the weights that sampled, and fills this in.
-        unknown = torch.full_like(micro.columns.lp_beh, torch.nan)
-        micro.columns = replace(micro.columns, lp_start=unknown)
-        micro.known = True
+        start = torch.full_like(micro.columns.lp_beh, torch.nan)
+        micro.columns = replace(micro.columns, lp_start=start)
 
 
 def deal(active: Sequence[bool], piles: int, generator: np.random.Generator) -> list[list[int]]:
@@ -229,13 +229,18 @@ def _micro_batches(
         counts.packed += int((batch.source >= 0).sum())
         counts.slots += batch.source.size
         if len(own):
-            micro.append(_micro_batch(run.policy, batch, own, cached))
+            micro.append(_micro_batch(run, batch, own, cached, update))
     return micro
 
 
 def _micro_batch(
-    policy: Policy, batch: PackedBatch, own: np.ndarray, cached: list[np.ndarray] | None
+    run: _Run,
+    batch: PackedBatch,
+    own: np.ndarray,
+    cached: list[np.ndarray] | None,
+    update: UpdateSettings,
 ) -> _MicroBatch:
+    policy = run.policy
     dtype = torch.float64 if policy.dtype == torch.float64 else torch.float32
 
     def column(values: np.ndarray, kind: torch.dtype = dtype) -> Tensor:
@@ -252,7 +257,17 @@ def _micro_batch(
         lp_beh=column(batch.lp_beh),
         fresh=column(fresh, torch.bool),
     )
-    return _MicroBatch(batch, torch.from_numpy(own).to(policy.device), columns)
+    unknown = np.zeros(batch.shape, np.bool_)
+    if update.old_logprobs == "recompute":
+        unknown |= fresh
+    if run.loss.replay_is != "ratio":
+        unknown |= ~fresh
+    return _MicroBatch(
+        batch,
+        torch.from_numpy(own).to(policy.device),
+        columns,
+        column(unknown, torch.bool) if unknown.reshape(-1)[own].any() else None,
+    )
 
 
 def _cached_tokens(trees: list[Tree]) -> list[np.ndarray] | None:
@@ -288,15 +303,11 @@ def _own_logprobs(run: _Run, policy: Policy, micro: _MicroBatch) -> Tensor:
 
 
 def _set_old(micro: _MicroBatch, lp: Tensor) -> None:
-    """lp_old of fresh tokens := `lp`; cached tokens keep their stored behaviour log-probs."""
-    columns = micro.columns
-    old = torch.where(columns.fresh, lp.detach(), columns.lp_beh)
-    micro.columns = replace(columns, lp_old=old)
-    micro.known = True
-
-
-def _learn_old(run: _Run, micro: _MicroBatch) -> None:
-    _set_old(micro, _own_logprobs(run, run.policy, micro))
+    """lp_old of tokens that had none := `lp`, float[n]."""
+    if micro.unknown is not None:
+        old = torch.where(micro.unknown, lp.detach(), micro.columns.lp_old)
+        micro.columns = replace(micro.columns, lp_old=old)
+        micro.unknown = None
 
 
 def _learn_reference(run: _Run, reference: Policy, micro: _MicroBatch) -> None:
@@ -326,8 +337,7 @@ def _optimizer_step(run: _Run, mini: _MiniBatch) -> None:
     for micro in mini.micro:
         with run.clock("forward"):
             lp, entropy = _train_forward(run, micro)
-            if not micro.known:
-                _set_old(micro, lp)
+            _set_old(micro, lp)
             if micro.columns.lp_start is not None and not report.steps:
                 micro.columns = replace(micro.columns, lp_start=lp.detach())
             _check_sampler(run, micro)

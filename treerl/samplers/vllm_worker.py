@@ -84,8 +84,9 @@ def _drawn_logprobs(logp: Tensor, processed: Tensor, sampled: Tensor, metadata: 
     # On a GPU the question would wait for the device, and the sum costs nothing.
     if untruncated and temperature.is_cpu and bool((temperature == 1).all()):
         return logp.gather(-1, sampled)[:, 0]
-    total = torch.cat([rows.logsumexp(-1) for rows in _few_rows(processed)])
-    drawn = processed.gather(-1, sampled)[:, 0] - total
+    # Where truncation left -inf, `logsumexp` takes six times as long.
+    pairs = zip(_few_rows(processed), _few_rows(sampled), strict=True)
+    drawn = torch.cat([rows.log_softmax(-1).gather(-1, ids)[:, 0] for rows, ids in pairs])
     if metadata.all_random:
         return drawn
     return drawn.masked_fill(temperature < _GREEDY_BELOW, 0.0)
