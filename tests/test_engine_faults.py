@@ -281,21 +281,22 @@ def test_an_engine_that_hangs_ends_the_run_with_the_reason(tmp_path, call, where
     assert resumed.json["steps"] == 2
 
 
-# Ctrl-C
+# Ctrl-C and other polite signals
 
 PHASES = {
-    "evaluation": ("treerl.samplers.transformers:TransformersSampler.step", 1),
-    "search": ("treerl.search.scheduler:_Run.sample", 3),
-    "update": ("treerl.policy.update:token_logprobs", 2),
-    "checkpoint": ("treerl.policy.checkpoint:_sync", 3),
+    "evaluation": ("treerl.samplers.transformers:TransformersSampler.step", 1, signal.SIGINT),
+    "search": ("treerl.search.scheduler:_Run.sample", 3, signal.SIGINT),
+    "search, by a job scheduler": ("treerl.search.scheduler:_Run.sample", 4, signal.SIGTERM),
+    "search, by a closed terminal": ("treerl.search.scheduler:_Run.sample", 5, signal.SIGHUP),
+    "update": ("treerl.policy.update:token_logprobs", 2, signal.SIGINT),
+    "checkpoint": ("treerl.policy.checkpoint:_sync", 3, signal.SIGTERM),
 }
 
 
 def test_ctrl_c_in_each_phase_keeps_the_store_and_says_how_to_go_on(tmp_path):
     """One run, interrupted in one phase after the other, each time resumed as the message says."""
     arguments = ["train", "quickstart", *SMALL]
-    for phase, (where, call) in PHASES.items():
-        given = (where, call, signal.SIGINT)
+    for phase, given in PHASES.items():
         done = treerl_child(tmp_path, *arguments, prepare=signal_at, given=given)
         assert done.exit_code == 1, f"{phase}: {done.stderr}"
         assert f"treerl train --resume {RUN}" in done.stderr, phase

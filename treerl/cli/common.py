@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,15 +34,32 @@ def console(*, stderr: bool = False) -> Console:
 
 @contextmanager
 def guard() -> Iterator[None]:
-    """Turns treerl's errors into one line and an exit code; everything else is a bug and shows a trace."""
+    """Turns treerl's errors into one line and an exit code; everything else is a bug and shows a trace.
+
+    A job scheduler's SIGTERM and a closed terminal's SIGHUP end a command as Ctrl-C does: in order.
+    """
     try:
-        yield
+        with _as_interrupts(signal.SIGTERM, signal.SIGHUP):
+            yield
     except (ConfigError, DataError) as error:
         _fail(str(error), 2)
     except TreerlError as error:
         _fail(str(error), 1, getattr(error, "__notes__", ()))
     except KeyboardInterrupt:
         _fail("interrupted", 1)
+
+
+@contextmanager
+def _as_interrupts(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals raise KeyboardInterrupt, where nobody decided otherwise (nohup ignores SIGHUP)."""
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _fail(message: str, code: int, notes: Sequence[str] = ()) -> NoReturn:
