@@ -111,6 +111,11 @@ def fill_two_runs(store):
     )
 
 
+def stored_steps(store):
+    """The step of each whole tree, ascending."""
+    return sorted(info.step for info in store.trees())
+
+
 def assert_same_tree(left, right):
     for part in ("nodes", "draws", "tokens"):
         ours, theirs = getattr(left, part).arrays(), getattr(right, part).arrays()

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 from tests.support_engine import sets, signal_at
 from tests.support_terminal import (
     ALTERNATE_SCREEN,
@@ -77,12 +79,13 @@ def test_a_watched_search_shows_its_tree_and_keeps_a_line_of_each(tmp_path):
         assert f"tree {number}/3: " in shown
 
 
-def test_ctrl_c_in_a_watched_search_restores_the_terminal(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
+def test_ctrl_c_in_a_watched_search_restores_the_terminal(tmp_path, number):
     code, received = treerl_on_terminal(
         tmp_path,
         *("search", "quickstart", *SMALL, "-n", "3", "--watch"),
         prepare=signal_at,
-        given=("treerl.search.scheduler:_Run.sample", 4, signal.SIGINT),
+        given=("treerl.search.scheduler:_Run.sample", 4, number),
     )
     assert code == 1
     assert is_restored(received)

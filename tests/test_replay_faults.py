@@ -9,7 +9,14 @@ import time
 
 import pytest
 
-from tests.support_replay import PROBLEM, assert_same_tree, provenance, star_tree, start_process
+from tests.support_replay import (
+    PROBLEM,
+    assert_same_tree,
+    provenance,
+    star_tree,
+    start_process,
+    stored_steps,
+)
 from treerl.errors import SchemaMismatch, StoreError
 from treerl.replay import database, schema
 from treerl.replay.store import Store
@@ -89,13 +96,13 @@ def test_full_disk_is_told_and_earlier_trees_stay(tmp_path):
             connection.exec_driver_sql(f"PRAGMA max_page_count = {pages + 1}")
         with pytest.raises(StoreError, match="disk is full; free some space"):
             put_many(store, run, range(1, 50))
-        stored = store.stored_steps(run)
-        assert list(stored) == list(range(len(stored)))
+        stored = stored_steps(store)
+        assert stored == list(range(len(stored)))
         assert_same_tree(store.load_tree(1).tree, first)
         with store.read() as connection:
             connection.exec_driver_sql("PRAGMA max_page_count = 100000")
         put(store, run, len(stored))
-        assert len(store.stored_steps(run)) == len(stored) + 1
+        assert len(stored_steps(store)) == len(stored) + 1
     assert integrity(tmp_path / "r.db") == [("ok",)]
 
 

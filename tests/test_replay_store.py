@@ -2,7 +2,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import sqlalchemy as sa
 
 from tests.support_replay import (
     PROBLEM,
@@ -11,6 +10,7 @@ from tests.support_replay import (
     provenance,
     span,
     star_tree,
+    stored_steps,
 )
 from treerl.errors import StoreError
 from treerl.problem import Problem
@@ -155,11 +155,7 @@ def test_resumed_run_finds_its_trees(store):
         store.put_tree(run, tree, step=3, number=n, problem=p, provenance=provenance())
         for n, p in ((0, PROBLEM), (1, PROBLEM), (0, other))
     ]
-    assert store.has_tree(run, step=3, number=1, problem=PROBLEM) == ids[1]
-    assert store.has_tree(run, step=3, problem=other) == ids[2]
-    assert store.has_tree(run, step=2, problem=PROBLEM) is None
-    assert store.has_tree("other", step=3, problem=PROBLEM) is None
-    assert store.stored_steps(run) == {3: 3}
+    assert store.trees(run_id="other") == store.trees(run_id=run, step=2) == []
     assert [info.id for info in store.trees(run_id=run, step=3)] == ids
     assert [info.id for info in store.trees(limit=1)] == ids[-1:]
     assert [info.id for info in store.trees(problem=other)] == ids[2:]
@@ -192,7 +188,7 @@ def test_trees_of_one_batch(store):
     assert ids[1] == first
     assert ids[0] == ids[3]
     assert ids[0] < ids[2] < ids[4]
-    assert store.stored_steps(run) == dict.fromkeys(range(4), 1)
+    assert stored_steps(store) == [0, 1, 2, 3]
     for tree_id, tree in zip(ids, (a, b, b, a, a), strict=True):
         assert_same_tree(store.load_tree(tree_id).tree, tree)
     with pytest.raises(StoreError, match="in the same batch"):
@@ -215,20 +211,6 @@ def test_counts_of_a_tree(store):
     (info,) = store.trees()
     assert (info.nodes, info.leaves, info.right) == (len(tree), 5, 1)
     assert (info.generated, info.cached) == (tree.n_generated, 0)
-
-
-def test_advantages_are_attached_by_node(store):
-    tree, _ = star_tree()
-    tree_id = store.put_tree(
-        store.start_run("a", {}), tree, step=0, problem=PROBLEM, provenance=provenance()
-    )
-    store.attach_advantages(tree_id, np.array([np.nan, 0.5, -0.5]))
-    query = sa.select(schema.visit.c.advantage).order_by(schema.visit.c.row)
-    with store.read() as connection:
-        found = connection.execute(query).scalars().all()
-    assert found == [None, 0.5, -0.5]
-    with pytest.raises(StoreError, match="infinite"):
-        store.attach_advantages(tree_id, np.array([np.inf, 0.0, 0.0]))
 
 
 def _nan_logprob(tree):

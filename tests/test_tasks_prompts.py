@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 from treerl.config import PromptSettings
 from treerl.errors import ConfigError, DataError
 from treerl.problem import Problem
-from treerl.tasks.prompts import render_prompt, render_prompts
+from treerl.tasks.prompts import render_prompt
 
 WORDS = ["<end>", "<begin>", "user:", "system:", "assistant:", "Be", "brief", "one", "two", "now"]
 CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}assistant:"
@@ -66,14 +66,6 @@ def test_chat_uses_the_conversation_of_the_data_set():
 def test_chat_without_a_template_is_the_users_to_mend():
     with pytest.raises(ConfigError, match="no chat template"):
         render_prompt(problem("one"), word_tokenizer(chat=None), PromptSettings(chat=True), 8)
-
-
-def test_long_prompts_are_left_out_and_counted():
-    problems = [problem("one"), problem("one two one"), problem("two")]
-    prompts = render_prompts(problems, word_tokenizer(), PromptSettings(), 3)
-    assert [p.question for p in prompts.problems] == ["one", "two"]
-    assert [words(ids) for ids in prompts.ids] == [["<begin>", "one"], ["<begin>", "two"]]
-    assert prompts.too_long == 1
 
 
 def test_a_prompt_of_just_the_limit_fits():

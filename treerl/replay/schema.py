@@ -33,7 +33,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Known schema revisions, oldest first; the last one is what this code reads and writes."""
 
 metadata = MetaData(
@@ -295,7 +295,6 @@ visit = Table(
     Column("chosen_by_token", Boolean, nullable=False),
     Column("selected", Boolean, nullable=False),
     Column("reward", Double),
-    Column("advantage", Double),
     Column("outcome", String(8)),
     Column("answer", Words),
     Column("detail", Text),

@@ -13,9 +13,7 @@ from threading import RLock
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 from sqlalchemy.pool import StaticPool
 
 from treerl.canon import canonical_json
@@ -219,49 +217,7 @@ class Store:
         self._ids.update(found)
         return ids
 
-    def attach_advantages(self, tree_id: int, advantages: NDArray[Any]) -> None:
-        """Records the advantage of each node as trained (float[N], NaN: none)."""
-        values = rows.absent_as_none(np.asarray(advantages, np.float64))
-        if np.isinf(np.asarray(advantages, np.float64)).any():
-            raise StoreError(f"an advantage of tree {tree_id} is infinite")
-        visit = schema.visit
-        statement = (
-            sa.update(visit)
-            .where(visit.c.tree_id == sa.bindparam("b_tree"), visit.c.row == sa.bindparam("b_row"))
-            .values(advantage=sa.bindparam("b_value"))
-        )
-        parameters = [
-            {"b_tree": tree_id, "b_row": row, "b_value": value} for row, value in enumerate(values)
-        ]
-        with self.write() as connection:
-            connection.execute(statement, parameters)
-
     # Reading --------------------------------------------------------------------------------------------
-
-    def has_tree(self, run_id: str, *, step: int, problem: Problem, number: int = 0) -> int | None:
-        """Id of a tree this run has stored, or None."""
-        tree, of = schema.tree, schema.problem
-        query = (
-            sa.select(tree.c.id)
-            .join(of, of.c.id == tree.c.problem_id)
-            .where(tree.c.run_id == run_id, tree.c.step == step, tree.c.number == number)
-            .where(tree.c.state == "done", of.c.key == problem_key(problem))
-        )
-        with self.read() as connection:
-            found = connection.execute(query).scalar()
-        return None if found is None else int(found)
-
-    def stored_steps(self, run_id: str) -> dict[int, int]:
-        """How many whole trees a run has stored, by step."""
-        tree = schema.tree
-        query = (
-            sa.select(tree.c.step, sa.func.count())
-            .where(tree.c.run_id == run_id, tree.c.state == "done")
-            .group_by(tree.c.step)
-            .order_by(tree.c.step)
-        )
-        with self.read() as connection:
-            return {int(step): int(count) for step, count in connection.execute(query)}
 
     def trees(
         self,

@@ -7,6 +7,7 @@ treerl.samplers.vllm_worker. It knows nothing of trees, and how weights get here
 import contextlib
 import os
 import random
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -237,8 +238,8 @@ class VllmEngine:
         self.llm_engine = None
         self._internal.clear()
         self._deliver.clear()
-        destroy_model_parallel()
-        if self._owns_group:
+        if self._owns_group:  # else another engine of this process works in it
+            destroy_model_parallel()
             destroy_distributed_environment()
 
 
@@ -302,7 +303,8 @@ def _undisturbed() -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     environment = dict(os.environ)
     try:
-        yield
+        with _real_stdout():
+            yield
     finally:
         torch.set_num_threads = set_threads
         set_threads(threads)
@@ -313,6 +315,18 @@ def _undisturbed() -> Iterator[None]:
             if not name.startswith("VLLM_"):
                 del os.environ[name]
         os.environ.update({k: v for k, v in environment.items() if not k.startswith("VLLM_")})
+
+
+@contextlib.contextmanager
+def _real_stdout() -> Iterator[None]:
+    """vLLM 0.31 wants a descriptor of sys.stdout; that of a notebook has none."""
+    try:
+        sys.stdout.fileno()
+    except (OSError, AttributeError):
+        with contextlib.redirect_stdout(sys.__stdout__):
+            yield
+    else:
+        yield
 
 
 def _drawn(output: Any) -> Drawn:

@@ -1,26 +1,14 @@
 """A problem to prompt token ids, with a tokenizer passed in: a raw template or the chat template.
 
-Prompts that are too long are left out and counted, never truncated: a truncated question has another
-answer. Needs no torch.
+Prompts that are too long are refused, never truncated: a truncated question has another answer. Needs no torch.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from treerl.config import PromptSettings
 from treerl.errors import ConfigError, DataError
 from treerl.problem import Problem
 from treerl.tasks.columns import MESSAGES_COLUMN
-
-
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """Rendered problems, in order, and how many were too long. `ids[i]` are the tokens of `problems[i]`."""
-
-    problems: tuple[Problem, ...]
-    ids: tuple[tuple[int, ...], ...]
-    too_long: int
 
 
 def render_prompt(
@@ -42,23 +30,6 @@ def render_prompt(
             raise
         raise _explained(error, problem, tokenizer) from error
     return tuple(ids) if len(ids) <= max_prompt_length else None
-
-
-def render_prompts(
-    problems: Iterable[Problem], tokenizer: Any, settings: PromptSettings, max_prompt_length: int
-) -> Prompts:
-    """All problems whose prompts fit, and the number of those left out."""
-    kept: list[Problem] = []
-    ids: list[tuple[int, ...]] = []
-    too_long = 0
-    for problem in problems:
-        rendered = render_prompt(problem, tokenizer, settings, max_prompt_length)
-        if rendered is None:
-            too_long += 1
-            continue
-        kept.append(problem)
-        ids.append(rendered)
-    return Prompts(tuple(kept), tuple(ids), too_long)
 
 
 def _chat_text(problem: Problem, tokenizer: Any, settings: PromptSettings) -> str:

@@ -1,0 +1,329 @@
+BEGIN TRANSACTION;
+CREATE TABLE alembic_version (
+	version_num VARCHAR(32) NOT NULL, 
+	CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
+);
+INSERT INTO "alembic_version" VALUES('0005');
+CREATE TABLE draw (
+	id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
+	tree_id INTEGER NOT NULL, 
+	"row" INTEGER NOT NULL, 
+	node_id INTEGER NOT NULL, 
+	solution_id INTEGER, 
+	policy_id INTEGER, 
+	sampler_id INTEGER, 
+	parent INTEGER NOT NULL, 
+	"offset" INTEGER NOT NULL, 
+	k INTEGER NOT NULL, 
+	seed INTEGER NOT NULL, 
+	finish VARCHAR(8) NOT NULL, 
+	policy_version INTEGER NOT NULL, 
+	source INTEGER NOT NULL, 
+	logprobs BLOB NOT NULL, 
+	entropies BLOB NOT NULL, 
+	versions BLOB, 
+	mask BLOB, 
+	CONSTRAINT uq_draw_tree_id_row UNIQUE (tree_id, "row"), 
+	CONSTRAINT ck_draw_finish CHECK (finish IN ('open', 'stop', 'cut', 'length')), 
+	CONSTRAINT ck_draw_source CHECK (source >= 0), 
+	CONSTRAINT ck_draw_policy CHECK (source > 0 OR policy_id IS NOT NULL), 
+	CONSTRAINT ck_draw_arrays CHECK (length(logprobs) = length(entropies)), 
+	CONSTRAINT fk_draw_tree_id FOREIGN KEY(tree_id) REFERENCES tree (id) ON DELETE CASCADE, 
+	CONSTRAINT fk_draw_node_id FOREIGN KEY(node_id) REFERENCES node (id), 
+	CONSTRAINT fk_draw_solution_id FOREIGN KEY(solution_id) REFERENCES solution (id), 
+	CONSTRAINT fk_draw_policy_id FOREIGN KEY(policy_id) REFERENCES policy (id), 
+	CONSTRAINT fk_draw_sampler_id FOREIGN KEY(sampler_id) REFERENCES sampler (id)
+);
+INSERT INTO "draw" VALUES(1,1,1,2,2,1,1,0,3,0,8445882466174993074,'stop',0,0,X'ACEFE5BED5F71DBF65CD8ABF',X'591FDE3F32ADA43F4B50943E',NULL,NULL);
+INSERT INTO "draw" VALUES(2,1,2,1,1,1,1,0,3,1,7827622730034558482,'stop',0,0,X'65322ABEC4AF11BF',X'6A0C873EAE7D233F',NULL,NULL);
+INSERT INTO "draw" VALUES(3,2,1,2,2,1,1,0,3,-1,7331177000832087236,'stop',0,1,X'ACEFE5BED5F71DBF65CD8ABF',X'591FDE3F32ADA43F4B50943E',NULL,NULL);
+INSERT INTO "draw" VALUES(4,2,2,3,3,1,1,0,3,0,2053262564533708047,'stop',0,0,X'71A7ABBF16BD91BFBD9C08BE1270DBBB',X'A7FEC73D2BF0943E00B6C03F4FCA943F',NULL,NULL);
+INSERT INTO "draw" VALUES(5,3,1,2,2,1,1,0,3,-1,30869877684756383,'stop',0,1,X'ACEFE5BED5F71DBF65CD8ABF',X'591FDE3F32ADA43F4B50943E',NULL,NULL);
+INSERT INTO "draw" VALUES(6,3,2,3,3,1,1,0,3,0,8445882466174993074,'stop',0,0,X'71A7ABBF16BD91BFBD9C08BE1270DBBB',X'A7FEC73D2BF0943E00B6C03F4FCA943F',NULL,NULL);
+INSERT INTO "draw" VALUES(7,4,1,6,5,1,1,0,3,0,7015342360769698092,'stop',0,0,X'B0D783BF806440BF7A9EA6BFD1610ABFA73FFEBE',X'4C78043F9359F83E53754A3E686CDC3F3656BB3F',NULL,NULL);
+INSERT INTO "draw" VALUES(8,4,2,6,5,1,1,0,3,1,1589915632127064207,'stop',0,0,X'84999ABEC5CC45BF6916FDBD6C9B16BF3A6CF5BF',X'0FDD953F35F0E33FB610243F72DA2F3F9B13E23F',NULL,NULL);
+INSERT INTO "draw" VALUES(9,4,3,5,NULL,1,1,0,3,2,5043103239560817435,'cut',0,0,X'A2142EBEDA40C0BEFD616FBF',X'F6C8883EEFE2853EFEEB843B',NULL,NULL);
+INSERT INTO "draw" VALUES(10,4,4,4,4,3,1,1,2,0,4490894176261450969,'stop',1,0,X'39B1FDBE57E424BD',X'44C64B3FD327943F',NULL,NULL);
+INSERT INTO "draw" VALUES(11,4,5,8,7,3,1,1,2,1,49593781764619002,'length',1,0,X'329784BF29DC4ABF7613CEBFCDF2AEBF216BA7BFD9D631BF8D61D5BF632B6DBE7B5732BD93F308C0',X'331C163F87A6213F58151C3E6705DC3F41513B3F60B9723EC422D53E01D9B33F21DA323F3EC3EC3F',NULL,NULL);
+INSERT INTO "draw" VALUES(12,4,6,7,6,2,1,3,3,0,3580692421537139247,'stop',2,0,X'531920BFBFA2C4BE5804F1BE',X'B1CB083EE4163D3E0000C07F',X'010000000200000002000000',X'010001');
+CREATE TABLE item (
+	id INTEGER NOT NULL, 
+	pool_id INTEGER NOT NULL, 
+	draw_id INTEGER NOT NULL, 
+	priority DOUBLE NOT NULL, 
+	step INTEGER NOT NULL, 
+	CONSTRAINT pk_item PRIMARY KEY (id), 
+	CONSTRAINT uq_item_pool_id_draw_id UNIQUE (pool_id, draw_id), 
+	CONSTRAINT ck_item_priority CHECK (priority >= 0 AND priority <= 1e6), 
+	CONSTRAINT fk_item_pool_id FOREIGN KEY(pool_id) REFERENCES pool (id) ON DELETE CASCADE, 
+	CONSTRAINT fk_item_draw_id FOREIGN KEY(draw_id) REFERENCES draw (id) ON DELETE CASCADE
+);
+CREATE TABLE item_use (
+	item_id INTEGER NOT NULL, 
+	step INTEGER NOT NULL, 
+	times INTEGER NOT NULL, 
+	probability DOUBLE NOT NULL, 
+	size INTEGER NOT NULL, 
+	CONSTRAINT pk_item_use PRIMARY KEY (item_id, step), 
+	CONSTRAINT ck_item_use_times CHECK (times > 0), 
+	CONSTRAINT ck_item_use_probability CHECK (probability > 0 AND probability <= 1), 
+	CONSTRAINT fk_item_use_item_id FOREIGN KEY(item_id) REFERENCES item (id) ON DELETE CASCADE
+);
+CREATE TABLE meta (
+	id INTEGER NOT NULL, 
+	hash_scheme VARCHAR(64) NOT NULL, 
+	created_by VARCHAR(64) NOT NULL, 
+	CONSTRAINT pk_meta PRIMARY KEY (id), 
+	CONSTRAINT ck_meta_single CHECK (id = 1)
+);
+INSERT INTO "meta" VALUES(1,'blake2b-128/lp1','treerl 0.1.0');
+CREATE TABLE node (
+	id INTEGER NOT NULL, 
+	path_key BLOB NOT NULL, 
+	start INTEGER NOT NULL, 
+	prompt_id INTEGER NOT NULL, 
+	n_tokens INTEGER NOT NULL, 
+	tokens BLOB NOT NULL, 
+	CONSTRAINT pk_node PRIMARY KEY (id), 
+	CONSTRAINT uq_node_path_key_start UNIQUE (path_key, start), 
+	CONSTRAINT ck_node_start CHECK (start >= 0), 
+	CONSTRAINT ck_node_tokens CHECK (n_tokens > 0 AND length(tokens) = 4 * n_tokens), 
+	CONSTRAINT fk_node_prompt_id FOREIGN KEY(prompt_id) REFERENCES prompt (id)
+);
+INSERT INTO "node" VALUES(1,X'5303D14133774FB101D063AC2A01FFF4',0,1,2,X'0600000002000000');
+INSERT INTO "node" VALUES(2,X'DCFDD857383BA051769C71AC1657D94B',0,1,3,X'040000000500000002000000');
+INSERT INTO "node" VALUES(3,X'19B49D6CCF8C7B23A9D04EE7BA2EA6CD',0,1,4,X'08000000080000000800000002000000');
+INSERT INTO "node" VALUES(4,X'00F17F6DF95116F7ED4550BF9BA78C64',2,2,2,X'0700000002000000');
+INSERT INTO "node" VALUES(5,X'29509E91D1992D3088F305A8DD3DFCDF',0,2,3,X'080000000800000008000000');
+INSERT INTO "node" VALUES(6,X'67184D8A6F17EC493E17FAC3840FC242',0,2,5,X'0400000005000000060000000700000002000000');
+INSERT INTO "node" VALUES(7,X'880EB3BA07C9AEA99627930A90B5889A',3,2,3,X'090000000900000002000000');
+INSERT INTO "node" VALUES(8,X'B3AF5C4175D0E553008CAE0C3C078D5B',2,2,10,X'05000000050000000500000005000000050000000500000005000000050000000500000005000000');
+CREATE TABLE phase (
+	run_id VARCHAR(26) NOT NULL, 
+	number INTEGER NOT NULL, 
+	step INTEGER NOT NULL, 
+	kind VARCHAR(16) NOT NULL, 
+	data TEXT NOT NULL, 
+	CONSTRAINT pk_phase PRIMARY KEY (run_id, number), 
+	CONSTRAINT ck_phase_place CHECK (number >= 0 AND step >= 0), 
+	CONSTRAINT fk_phase_run_id FOREIGN KEY(run_id) REFERENCES run (id) ON DELETE CASCADE
+);
+CREATE TABLE policy (
+	id INTEGER NOT NULL, 
+	"key" BLOB NOT NULL, 
+	name TEXT NOT NULL, 
+	digest TEXT NOT NULL, 
+	version INTEGER NOT NULL, 
+	CONSTRAINT pk_policy PRIMARY KEY (id), 
+	CONSTRAINT uq_policy_key UNIQUE ("key")
+);
+INSERT INTO "policy" VALUES(1,X'033949BB7A6A04D60B587B069F7E9087','tiny','base',0);
+INSERT INTO "policy" VALUES(2,X'034E0C01D6567B071DA3F621F7B27659','tiny','base',2);
+INSERT INTO "policy" VALUES(3,X'F02F0461CB5A44E654DD396E3EF351C4','tiny','base',1);
+CREATE TABLE pool (
+	id INTEGER NOT NULL, 
+	run_id VARCHAR(26) NOT NULL, 
+	name VARCHAR(64) NOT NULL, 
+	sampler VARCHAR(16) NOT NULL, 
+	remover VARCHAR(16) NOT NULL, 
+	max_size INTEGER NOT NULL, 
+	max_times_sampled INTEGER, 
+	max_age INTEGER, 
+	CONSTRAINT pk_pool PRIMARY KEY (id), 
+	CONSTRAINT uq_pool_run_id_name UNIQUE (run_id, name), 
+	CONSTRAINT ck_pool_sampler CHECK (sampler IN ('uniform', 'prioritised', 'oldest', 'newest')), 
+	CONSTRAINT ck_pool_remover CHECK (remover IN ('oldest', 'lowest')), 
+	CONSTRAINT ck_pool_max_size CHECK (max_size > 0), 
+	CONSTRAINT ck_pool_max_times_sampled CHECK (max_times_sampled > 0), 
+	CONSTRAINT ck_pool_max_age CHECK (max_age >= 0), 
+	CONSTRAINT fk_pool_run_id FOREIGN KEY(run_id) REFERENCES run (id) ON DELETE CASCADE
+);
+CREATE TABLE problem (
+	id INTEGER NOT NULL, 
+	"key" BLOB NOT NULL, 
+	kind TEXT NOT NULL, 
+	question TEXT NOT NULL, 
+	truth TEXT NOT NULL, 
+	columns TEXT NOT NULL, 
+	CONSTRAINT pk_problem PRIMARY KEY (id), 
+	CONSTRAINT uq_problem_key UNIQUE ("key")
+);
+INSERT INTO "problem" VALUES(1,X'EB4A16024CE5A72A7038A1AC41A40865','chain','7+5=','12','{"level":3}');
+INSERT INTO "problem" VALUES(2,X'2ED12C66994B3BFABEEA6FD1E563D3DD','chain','2','2','{}');
+CREATE TABLE prompt (
+	id INTEGER NOT NULL, 
+	"key" BLOB NOT NULL, 
+	problem_id INTEGER NOT NULL, 
+	tokenizer TEXT NOT NULL, 
+	n_tokens INTEGER NOT NULL, 
+	tokens BLOB NOT NULL, 
+	CONSTRAINT pk_prompt PRIMARY KEY (id), 
+	CONSTRAINT ck_prompt_tokens CHECK (n_tokens > 0 AND length(tokens) = 4 * n_tokens), 
+	CONSTRAINT uq_prompt_key UNIQUE ("key"), 
+	CONSTRAINT fk_prompt_problem_id FOREIGN KEY(problem_id) REFERENCES problem (id)
+);
+INSERT INTO "prompt" VALUES(1,X'9E5E06131D53622E8333462BDE9EC97A',1,'chars',3,X'010000000900000003000000');
+INSERT INTO "prompt" VALUES(2,X'7DD4EF90031494D45D206A24AA77CF33',2,'chars',3,X'010000000900000003000000');
+CREATE TABLE run (
+	id VARCHAR(26) NOT NULL, 
+	name VARCHAR(255) NOT NULL, 
+	config TEXT NOT NULL, 
+	git_commit VARCHAR(64), 
+	created_us INTEGER NOT NULL, 
+	CONSTRAINT pk_run PRIMARY KEY (id), 
+	CONSTRAINT uq_run_name UNIQUE (name)
+);
+INSERT INTO "run" VALUES('01M8EV5HA5GM9B9MZG0TXCF4AG','a','{}',NULL,1795794584902542);
+INSERT INTO "run" VALUES('01M8EV5HA763A8Q7BSDN4T876F','b','{}',NULL,1795794584903352);
+CREATE TABLE sampler (
+	id INTEGER NOT NULL, 
+	"key" BLOB NOT NULL, 
+	params TEXT NOT NULL, 
+	CONSTRAINT pk_sampler PRIMARY KEY (id), 
+	CONSTRAINT uq_sampler_key UNIQUE ("key")
+);
+INSERT INTO "sampler" VALUES(1,X'AC00DA856D15E5940A782494A2E920FE','{"temperature":1.0}');
+CREATE TABLE solution (
+	id INTEGER NOT NULL, 
+	path_key BLOB NOT NULL, 
+	prompt_id INTEGER NOT NULL, 
+	n_tokens INTEGER NOT NULL, 
+	text TEXT, 
+	CONSTRAINT pk_solution PRIMARY KEY (id), 
+	CONSTRAINT uq_solution_path_key UNIQUE (path_key), 
+	CONSTRAINT fk_solution_prompt_id FOREIGN KEY(prompt_id) REFERENCES prompt (id)
+);
+INSERT INTO "solution" VALUES(1,X'5303D14133774FB101D063AC2A01FFF4',1,2,'t1');
+INSERT INTO "solution" VALUES(2,X'DCFDD857383BA051769C71AC1657D94B',1,3,'t0');
+INSERT INTO "solution" VALUES(3,X'19B49D6CCF8C7B23A9D04EE7BA2EA6CD',1,4,NULL);
+INSERT INTO "solution" VALUES(4,X'00F17F6DF95116F7ED4550BF9BA78C64',2,4,'no');
+INSERT INTO "solution" VALUES(5,X'67184D8A6F17EC493E17FAC3840FC242',2,5,'7+5=12');
+INSERT INTO "solution" VALUES(6,X'880EB3BA07C9AEA99627930A90B5889A',2,6,NULL);
+INSERT INTO "solution" VALUES(7,X'B3AF5C4175D0E553008CAE0C3C078D5B',2,12,'runs on');
+CREATE TABLE tree (
+	id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, 
+	run_id VARCHAR(26) NOT NULL, 
+	problem_id INTEGER NOT NULL, 
+	prompt_id INTEGER, 
+	step INTEGER NOT NULL, 
+	number INTEGER NOT NULL, 
+	seed INTEGER NOT NULL, 
+	max_completion_length INTEGER NOT NULL, 
+	meta TEXT NOT NULL, 
+	content_key BLOB, 
+	state_key BLOB, 
+	n_nodes INTEGER NOT NULL, 
+	n_leaves INTEGER NOT NULL, 
+	n_right INTEGER NOT NULL, 
+	n_generated INTEGER NOT NULL, 
+	n_cached INTEGER NOT NULL, 
+	state VARCHAR(8) NOT NULL, 
+	owner TEXT, 
+	lease_until_us BIGINT, 
+	attempts INTEGER NOT NULL, 
+	created_us INTEGER NOT NULL, 
+	CONSTRAINT uq_tree_run_id_step_problem_id_number UNIQUE (run_id, step, problem_id, number), 
+	CONSTRAINT ck_tree_state CHECK (state IN ('queued', 'running', 'done')), 
+	CONSTRAINT ck_tree_lease CHECK ((state = 'running') = (lease_until_us IS NOT NULL)), 
+	CONSTRAINT ck_tree_done CHECK (state <> 'done' OR prompt_id IS NOT NULL), 
+	CONSTRAINT fk_tree_run_id FOREIGN KEY(run_id) REFERENCES run (id) ON DELETE CASCADE, 
+	CONSTRAINT fk_tree_problem_id FOREIGN KEY(problem_id) REFERENCES problem (id), 
+	CONSTRAINT fk_tree_prompt_id FOREIGN KEY(prompt_id) REFERENCES prompt (id)
+);
+INSERT INTO "tree" VALUES(1,'01M8EV5HA5GM9B9MZG0TXCF4AG',1,1,0,0,1,64,'{}',X'37A5811D2FE6AAF6B243C091F039DE4A',X'8E9A417B3A8262468C6556E377A52CAB',3,2,1,5,0,'done',NULL,NULL,1,1795794584913267);
+INSERT INTO "tree" VALUES(2,'01M8EV5HA763A8Q7BSDN4T876F',1,1,0,0,0,64,'{}',X'191F9CCA001B5113C3D597923F6EE2CD',X'B29F0A3D36555C0CE3682C321286BE9D',3,1,0,4,3,'done',NULL,NULL,1,1795794584945189);
+INSERT INTO "tree" VALUES(3,'01M8EV5HA763A8Q7BSDN4T876F',1,1,1,0,1,64,'{}',X'B6D249F9E691C0EBAEA1E6273591E230',X'B29F0A3D36555C0CE3682C321286BE9D',3,1,0,4,3,'done',NULL,NULL,1,1795794584947364);
+INSERT INTO "tree" VALUES(4,'01M8EV5HA763A8Q7BSDN4T876F',2,2,1,0,3,12,'{"wave":{"sizes":[3,2]}}',X'4929D3FFB077A0A4B93463C6D1C0D556',X'F2094D3F32BDE3FDB5DE6C71F2616801',9,5,1,28,0,'done',NULL,NULL,1,1795794584952460);
+CREATE TABLE verdict (
+	solution_id INTEGER NOT NULL, 
+	verifier_id INTEGER NOT NULL, 
+	outcome VARCHAR(8) NOT NULL, 
+	reward DOUBLE, 
+	answer TEXT, 
+	detail TEXT, 
+	seconds DOUBLE NOT NULL, 
+	position INTEGER NOT NULL, 
+	CONSTRAINT pk_verdict PRIMARY KEY (solution_id, verifier_id), 
+	CONSTRAINT ck_verdict_outcome CHECK (outcome IN ('scored', 'skipped', 'timeout', 'error')), 
+	CONSTRAINT ck_verdict_scored CHECK ((outcome = 'scored') = (reward IS NOT NULL)), 
+	CONSTRAINT ck_verdict_reward CHECK (reward BETWEEN -1e6 AND 1e6), 
+	CONSTRAINT fk_verdict_solution_id FOREIGN KEY(solution_id) REFERENCES solution (id) ON DELETE CASCADE, 
+	CONSTRAINT fk_verdict_verifier_id FOREIGN KEY(verifier_id) REFERENCES verifier (id)
+);
+INSERT INTO "verdict" VALUES(1,1,'scored',0.0,'2',NULL,0.25,1);
+INSERT INTO "verdict" VALUES(2,1,'scored',1.0,'2',NULL,0.25,1);
+INSERT INTO "verdict" VALUES(3,1,'timeout',NULL,NULL,NULL,0.0,2);
+INSERT INTO "verdict" VALUES(4,1,'scored',0.0,NULL,NULL,0.0,4);
+INSERT INTO "verdict" VALUES(5,1,'scored',1.0,'12','{"steps":[1,2]}',0.5,4);
+INSERT INTO "verdict" VALUES(6,1,'scored',0.5,'x','{"é":"ü"}',0.0,4);
+INSERT INTO "verdict" VALUES(7,1,'skipped',NULL,NULL,NULL,0.0,4);
+CREATE TABLE verifier (
+	id INTEGER NOT NULL, 
+	"key" BLOB NOT NULL, 
+	name TEXT NOT NULL, 
+	version TEXT NOT NULL, 
+	config TEXT NOT NULL, 
+	CONSTRAINT pk_verifier PRIMARY KEY (id), 
+	CONSTRAINT uq_verifier_key UNIQUE ("key")
+);
+INSERT INTO "verifier" VALUES(1,X'811C2C644C7F0A40AE97462E13C6AA08','chain','1','{"format":"last"}');
+CREATE TABLE visit (
+	tree_id INTEGER NOT NULL, 
+	"row" INTEGER NOT NULL, 
+	parent_row INTEGER NOT NULL, 
+	draw_row INTEGER NOT NULL, 
+	start INTEGER NOT NULL, 
+	stop INTEGER NOT NULL, 
+	"offset" INTEGER NOT NULL, 
+	visits INTEGER NOT NULL, 
+	value_sum DOUBLE NOT NULL, 
+	prior DOUBLE, 
+	finish VARCHAR(8) NOT NULL, 
+	origin VARCHAR(16) NOT NULL, 
+	chosen_by_token BOOLEAN NOT NULL, 
+	selected BOOLEAN NOT NULL, 
+	reward DOUBLE, 
+	outcome VARCHAR(8), 
+	answer TEXT, 
+	detail TEXT, 
+	seconds DOUBLE, 
+	CONSTRAINT pk_visit PRIMARY KEY (tree_id, "row"), 
+	CONSTRAINT ck_visit_finish CHECK (finish IN ('open', 'stop', 'cut', 'length')), 
+	CONSTRAINT ck_visit_judged CHECK ((outcome IS NULL) = (seconds IS NULL)), 
+	CONSTRAINT ck_visit_reward CHECK (reward BETWEEN -1e6 AND 1e6), 
+	CONSTRAINT fk_visit_tree_id FOREIGN KEY(tree_id) REFERENCES tree (id) ON DELETE CASCADE
+);
+INSERT INTO "visit" VALUES(1,0,-1,0,0,3,0,0,0.0,NULL,'open','prompt',0,1,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "visit" VALUES(1,1,0,1,3,6,3,0,0.0,NULL,'stop','sample',0,1,1.0,'scored','2',NULL,0.25);
+INSERT INTO "visit" VALUES(1,2,0,2,6,8,3,0,0.0,NULL,'stop','sample',0,1,0.0,'scored','2',NULL,0.25);
+INSERT INTO "visit" VALUES(2,0,-1,0,0,3,0,0,0.0,NULL,'open','prompt',0,1,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "visit" VALUES(2,1,0,1,3,6,3,0,0.0,NULL,'stop','cache',0,1,1.0,'scored','2',NULL,0.0);
+INSERT INTO "visit" VALUES(2,2,0,2,6,10,3,0,0.0,NULL,'stop','sample',0,1,NULL,'timeout',NULL,NULL,0.0);
+INSERT INTO "visit" VALUES(3,0,-1,0,0,3,0,0,0.0,NULL,'open','prompt',0,1,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "visit" VALUES(3,1,0,1,3,6,3,0,0.0,NULL,'stop','cache',0,1,1.0,'scored','2',NULL,0.0);
+INSERT INTO "visit" VALUES(3,2,0,2,6,10,3,0,0.0,NULL,'stop','sample',0,1,NULL,'timeout',NULL,NULL,0.0);
+INSERT INTO "visit" VALUES(4,0,-1,0,0,3,0,0,0.0,NULL,'open','prompt',0,1,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "visit" VALUES(4,1,4,1,5,8,5,1,3.33333333333333314829e-01,NULL,'stop','extend',0,1,1.0,'scored','12','{"steps":[1,2]}',0.5);
+INSERT INTO "visit" VALUES(4,2,0,2,8,13,3,2,6.66666666666666629659e-01,NULL,'stop','sample',0,1,NULL,'timeout',NULL,NULL,5.0);
+INSERT INTO "visit" VALUES(4,3,0,3,13,16,3,3,1.0,NULL,'cut','sample',0,1,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "visit" VALUES(4,4,0,1,3,5,3,4,1.33333333333333325931e+00,NULL,'open','sample',0,1,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "visit" VALUES(4,5,4,4,16,18,5,5,1.66666666666666674068e+00,0.1,'stop','entropy',1,1,0.0,'scored',NULL,NULL,0.0);
+INSERT INTO "visit" VALUES(4,6,7,5,22,28,9,6,2.0,NULL,'length','extend',0,0,NULL,'skipped',NULL,NULL,0.0);
+INSERT INTO "visit" VALUES(4,7,4,5,18,22,5,7,2.33333333333333348136e+00,NULL,'open','entropy',1,1,NULL,NULL,NULL,NULL,NULL);
+INSERT INTO "visit" VALUES(4,8,3,6,28,31,6,8,2.66666666666666651863e+00,NULL,'stop','extend',0,1,0.5,'scored','x','{"é":"ü"}',0.0);
+CREATE INDEX ix_prompt_problem_id ON prompt (problem_id);
+CREATE INDEX ix_node_prompt_id ON node (prompt_id);
+CREATE INDEX ix_solution_prompt_id ON solution (prompt_id);
+CREATE INDEX ix_tree_run_id_state_step ON tree (run_id, state, step);
+CREATE INDEX ix_tree_problem_id ON tree (problem_id);
+CREATE INDEX ix_tree_prompt_id ON tree (prompt_id);
+CREATE INDEX ix_draw_node_id ON draw (node_id);
+CREATE INDEX ix_draw_policy_id ON draw (policy_id);
+CREATE INDEX ix_draw_solution_id ON draw (solution_id);
+CREATE INDEX ix_draw_source ON draw (source) WHERE source > 0;
+CREATE INDEX ix_item_draw_id ON item (draw_id);
+CREATE INDEX ix_item_pool_id_step ON item (pool_id, step);
+DELETE FROM "sqlite_sequence";
+INSERT INTO "sqlite_sequence" VALUES('tree',4);
+INSERT INTO "sqlite_sequence" VALUES('draw',12);
+COMMIT;
