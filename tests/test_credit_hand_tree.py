@@ -14,13 +14,12 @@ rho                    z of its tokens       R
 import numpy as np
 import pytest
 
-from tests.support_credit import HAND_Z, Case, hand_case, signals_of
+from tests.support_credit import HAND_Z, Case, future_kl_of_nodes, hand_case, signals_of
 from treerl.config import AdvantageSettings
 from treerl.credit.assign import advantages, entry_advantages
 from treerl.credit.deepsearch import Discount, faithful, search_scores
 from treerl.credit.dense import (
     future_kl,
-    future_kl_of_nodes,
     implicit_return,
     log_ratio,
     soft_values,

@@ -14,6 +14,7 @@ from tests.support_credit import (
     Case,
     build,
     case,
+    future_kl_of_nodes,
     hand_case,
     random_shape,
     random_signals,
@@ -22,7 +23,7 @@ from tests.support_credit import (
 from treerl.config import AdvantageSettings
 from treerl.credit.assign import entry_advantages
 from treerl.credit.deepsearch import Discount, faithful, search_scores
-from treerl.credit.dense import future_kl, future_kl_of_nodes, implicit_return, log_ratio
+from treerl.credit.dense import future_kl, implicit_return, log_ratio
 from treerl.credit.rows import suffix_sum
 from treerl.credit.table import TABLE, evaluate
 from treerl.search.backup import gamma_table, store_tallies

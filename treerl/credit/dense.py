@@ -69,23 +69,6 @@ def future_kl(
     return -beta * suffix[step_end(rows, forest, step, at_node_end=at_node_end)]
 
 
-def future_kl_of_nodes(forest: Forest, rows: Rows, delta: FloatArray, *, beta: float) -> FloatArray:
-    """The mean over its rows of `future_kl` at step 1, by nodes, float64[E].
-
-    c inside the node + D(u), D(u) = sum over children of s_k/s_u * (sum of delta in k + D(k)).
-    """
-    inside = _span_sums(forest, delta)
-    below = _rows_below(forest, rows)
-    expected = np.zeros(len(forest))
-    for u in forest.order[::-1].tolist():
-        p = forest.parent[u]
-        if p >= 0 and below[u] > 0:
-            expected[p] += below[u] / below[p] * (inside[u] + expected[u])
-    prefix = np.concatenate(([0.0], np.cumsum(delta)))
-    rest = prefix[forest.stop[rows.node]] - prefix[rows.token]
-    return -beta * (rest + expected[rows.node])
-
-
 def implicit_return(
     rows: Rows,
     delta: FloatArray,
@@ -112,14 +95,5 @@ def implicit_return(
 
 def soft_values(forest: Forest, delta: FloatArray, *, beta: float) -> FloatArray:
     """beta * sum of delta along the path to each node's end, float64[N]: ImplicitPRM, arXiv 2412.01981."""
-    return beta * forest.path_sum(_span_sums(forest, delta))
-
-
-def _span_sums(forest: Forest, delta: FloatArray) -> FloatArray:
     prefix = np.concatenate(([0.0], np.cumsum(delta)))
-    return prefix[forest.stop] - prefix[forest.start]
-
-
-def _rows_below(forest: Forest, rows: Rows) -> FloatArray:
-    _, node = forest.ancestors(rows.leaf, itself=True)
-    return np.bincount(node, minlength=len(forest)).astype(np.float64)
+    return beta * forest.path_sum(prefix[forest.stop] - prefix[forest.start])

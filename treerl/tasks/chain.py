@@ -184,11 +184,6 @@ class StepReport:
     error: ErrorClass | None = None
     right_steps: int = 0
 
-    @property
-    def all_right(self) -> bool:
-        """True iff every step is right and the last one is the value."""
-        return self.error is None
-
 
 def check_steps(question: str, completion_text: str) -> StepReport:
     """Check a completion segment by segment; raises ValueError if `question` is no problem of this task.
