@@ -243,3 +243,12 @@ def worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     scale = max(float(value.abs().max()) for value in expected.values())
     assert found.keys() == expected.keys()
     return max(float((found[name] - expected[name]).abs().max()) for name in expected) / scale
+
+
+def weights(policy: Policy) -> dict[str, torch.Tensor]:
+    """A copy of all tensors."""
+    return {name: value.clone() for name, value in policy.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
