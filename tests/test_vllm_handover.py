@@ -9,7 +9,7 @@ import torch
 from tests.support_engine import sets, treerl
 from tests.support_vllm import NEEDS_VLLM, make_engine, make_vllm_sampler, tiny_llama
 from treerl.config import SamplerSettings
-from treerl.engine.handover import Handover, check_fingerprints, probe_paths, weights_of
+from treerl.engine.handover import Handover, probe_paths, weights_of
 from treerl.errors import HandoverError, SamplerError
 from treerl.metrics import read_metrics
 from treerl.policy.checkpoint import latest
@@ -117,25 +117,6 @@ def test_requests_of_another_sampler_refuse_the_hand_over(served):
     with pytest.raises(SamplerError, match="cannot be handed over while 1 requests are under way"):
         handed.publish(6, [])
     engine.abort(["mine"])
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_weights_go_over_in_bfloat16(tmp_path, dtype):
-    """Of a policy in bfloat16, and of one in float32 whose engine rounds; old weights are found."""
-    policy = wrap_model(tiny_llama(**SHAPE).to(dtype), name="tiny")
-    with make_engine(policy.model, tmp_path, dtype=torch.bfloat16) as engine:
-        settings = SamplerSettings()
-        sampler = make_vllm_sampler(engine, policy.model, settings)
-        handed = Handover(
-            policy, sampler, settings, context=engine.max_length, sampler_dtype=torch.bfloat16
-        )
-        moved(policy)
-        row = handed.publish(1, trees())
-        assert (row["handover/checked"], row["handover/tensors"]) == (3, 2 * 13 + 3)
-        assert 0 < row["handover/logp_difference"] < 0.05
-        moved(policy)
-        with pytest.raises(HandoverError, match="served otherwise than they were sent"):
-            check_fingerprints(sampler.compare(weights_of(policy)), 2)
 
 
 # Faults
@@ -298,7 +279,7 @@ def test_training_stops_where_the_adapter_is_missing(tmp_path, monkeypatch):
 )
 def test_what_vllm_evaluates_after_training_is_what_was_saved(tmp_path, monkeypatch, way):
     monkeypatch.chdir(tmp_path)
-    settings = ("update.lr=2e-3", "update.warmup_steps=0", "eval.problems=24", *way)
+    settings = ("update.lr=1e-2", "update.warmup_steps=0", "eval.problems=24", *way)
     changes = [part for s in (*VLLM, *settings, "eval.greedy=true") for part in ("--set", s)]
     outcome = treerl("train", "quickstart", *sets(), *changes, "--set", "max_steps=3", "--json")
     assert outcome.exit_code == 0, outcome.stderr

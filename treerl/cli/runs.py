@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from treerl.cli.common import AsJson, Overrides, RecipeName, console, emit, guard
+from treerl.cli.common import (
+    DEFAULT_URL,
+    AsJson,
+    Overrides,
+    RecipeName,
+    console,
+    emit,
+    guard,
+)
 from treerl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,34 +71,58 @@ def _recipe_to_train(name: str | None, overrides: list[str], resume: str | None)
 
 @run_app.command()
 def search(
-    recipe: RecipeName,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A .toml file or the name of a shipped recipe")
+    ] = None,
     overrides: Overrides = None,
     prompt: Annotated[str | None, typer.Option(help="One question instead of the task's")] = None,
     truth: Annotated[str | None, typer.Option(help="Its answer, if it should be judged")] = None,
     problems: Annotated[
         int, typer.Option("--problems", "-n", min=1, help="Problems of the task")
     ] = 8,
+    join: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with a search that was interrupted, or help one: its name; its recipe counts"
+        ),
+    ] = None,
+    url: Annotated[str, typer.Option("--url", "-u", help="With --join: its database")] = (
+        DEFAULT_URL
+    ),
+    lease: Annotated[
+        float,
+        typer.Option(min=1, help="Seconds until trees of a worker that fell silent go to others"),
+    ] = 60.0,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the tree of the current problem as it grows")
     ] = False,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved recipe and stop")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Search without training: grow trees into the replay cache."""
+    """Search without training: grow trees into the replay cache, alone or with other processes (--join)."""
     with guard():
-        from treerl.recipe import load_recipe
+        if (recipe is None) == (join is None):
+            raise ConfigError("give a recipe (`treerl recipe ls`), or --join and a search's name")
+        run = None
+        if join is not None:
+            if overrides or prompt is not None:
+                raise ConfigError("--join goes on with the recipe and the problems of its search")
+            from treerl.engine.search import run_to_join
 
-        resolved = load_recipe(recipe, overrides or [])
+            resolved, run = run_to_join(join, url)
+        else:
+            from treerl.recipe import load_recipe
+
+            resolved = load_recipe(str(recipe), overrides or [])
         if dry_run:
             emit(resolved.model_dump(mode="json"))
             return
-        from treerl.engine.search import search_run
+        from treerl.engine.search import Asked, search_run
 
         result = search_run(
             resolved,
-            prompt=prompt,
-            truth=truth,
-            problems=problems,
+            Asked(problems, prompt, truth, run),
+            lease_s=lease,
             watch=watch,
             console=console(),
             quiet=as_json,

@@ -45,6 +45,10 @@ class Searched:
     sampler_seconds: float = 0.0
     seconds: float = 0.0
 
+    def index_of(self, tree: Tree) -> int:
+        """Place of this very tree."""
+        return next(i for i, other in enumerate(self.trees) if other is tree)
+
     @property
     def generated_tokens(self) -> int:
         """Tokens drawn for the trees, now or before they were adopted."""
@@ -80,22 +84,43 @@ def search_step(
     out.dropped_prompts = len(problems) - len(kept)
     stored = _adoptable(session, stored or {}, out.names)
     growths: list[Growth] = []
-    index_of: dict[int, int] = {}
     for index, (which, name) in enumerate(zip(kept, out.names, strict=True)):
         problem, prompt = problems[which], prompts[which]
         if name in stored:
             out.trees.append(stored[name])
             out.adopted.add(index)
             continue
-        tree = Tree(
-            np.asarray(prompt, np.int32),
-            seed=derive_seed(session.recipe.seed, step, *name),
-            max_completion_length=session.recipe.sampler.max_completion_length,
-        )
-        graft_cached(tree, (cached or {}).get(problem.key, ()))
-        out.trees.append(tree)
-        index_of[id(tree)] = index
-        growths.append(Growth(tree, session.strategy, problem, problem.question))
+        assert prompt is not None
+        growth = new_growth(session, problem, prompt, step, name)
+        graft_cached(growth.tree, (cached or {}).get(problem.key, ()))
+        out.trees.append(growth.tree)
+        growths.append(growth)
+    grow_all(session, growths, out, on_tree=on_tree, on_round=on_round)
+    out.seconds = time.perf_counter() - begun
+    return out
+
+
+def new_growth(
+    session: Session, problem: Problem, prompt: Sequence[int], step: int, name: TreeName
+) -> Growth:
+    """A tree that is all prompt, and what will grow it. Its draws depend on seed, step and name alone."""
+    tree = Tree(
+        np.asarray(prompt, np.int32),
+        seed=derive_seed(session.recipe.seed, step, *name),
+        max_completion_length=session.recipe.sampler.max_completion_length,
+    )
+    return Growth(tree, session.strategy, problem, problem.question)
+
+
+def grow_all(
+    session: Session,
+    growths: Iterable[Growth],
+    out: Searched,
+    *,
+    on_tree: Callable[[Searched, int], None],
+    on_round: Callable[[Searched], None],
+) -> None:
+    """Grows trees of `out`, which `growths` may add to it as it hands them over; fills in the figures."""
     before = session.sampler.stats
     with GuardedSampler(session.sampler, session.recipe) as sampler:
         for done in grow(
@@ -108,14 +133,12 @@ def search_step(
             limits=_limits(session.recipe),
             on_round=lambda: on_round(out),
         ):
-            on_tree(out, index_of[id(done.tree)])
+            on_tree(out, out.index_of(done.tree))
     after = session.sampler.stats
-    out.prefill_tokens = after["prefill_tokens"] - before["prefill_tokens"]
-    out.reused_tokens = after["reused_tokens"] - before["reused_tokens"]
-    out.discarded_tokens = after["discarded_tokens"] - before["discarded_tokens"]
-    out.sampler_seconds = after["seconds"] - before["seconds"]
-    out.seconds = time.perf_counter() - begun
-    return out
+    out.prefill_tokens += after["prefill_tokens"] - before["prefill_tokens"]
+    out.reused_tokens += after["reused_tokens"] - before["reused_tokens"]
+    out.discarded_tokens += after["discarded_tokens"] - before["discarded_tokens"]
+    out.sampler_seconds += after["seconds"] - before["seconds"]
 
 
 def _limits(recipe: Recipe) -> Limits:
@@ -168,18 +191,22 @@ def put_tree(
 ) -> None:
     """Hands one finished tree to the writer, with the texts of its leaves."""
     tree = searched.trees[index]
-    texts = {
-        row: session.decode_text(tree.completion_tokens(row).tolist())
-        for row in tree.leaves().tolist()
-    }
     writer.put(
         tree,
         step=step,
         number=searched.names[index][1],
         problem=searched.problems[index],
         provenance=provenance,
-        texts=texts,
+        texts=leaf_texts(session, tree),
     )
+
+
+def leaf_texts(session: Session, tree: Tree) -> dict[int, str]:
+    """The response of each leaf, by its row."""
+    return {
+        row: session.decode_text(tree.completion_tokens(row).tolist())
+        for row in tree.leaves().tolist()
+    }
 
 
 def search_metrics(searched: Searched) -> dict[str, float]:

@@ -21,10 +21,10 @@ SHARE = 20
 
 
 class Watcher:
-    """Looks at a search between steps of its sampler; on the search's own thread, where trees are whole."""
+    """Looks at a search of `total` trees between steps of its sampler; on its thread, where trees are whole."""
 
-    def __init__(self, session: Session, display: Display) -> None:
-        self._session, self._display = session, display
+    def __init__(self, session: Session, display: Display, total: int) -> None:
+        self._session, self._display, self._total = session, display, total
         self._begun = time.perf_counter()
         self._stats = session.sampler.stats
         self._next = 0.0
@@ -40,7 +40,7 @@ class Watcher:
         self._shown = _current(searched.trees, self._shown)
         if self._shown >= 0:
             problem = searched.problems[self._shown]
-            state.title = f"tree {self._shown + 1} of {len(searched.trees)}"
+            state.title = f"tree {self._shown + 1} of {self._total}"
             state.view = view_tree(
                 searched.trees[self._shown],
                 self._session.decode_text,
@@ -55,7 +55,7 @@ class Watcher:
         tree, problem = searched.trees[index], searched.problems[index]
         right = int((tree.nodes.reward >= 1.0).sum())
         self._display.say(
-            f"tree {index + 1}/{len(searched.trees)}: {right}/{len(tree.leaves())} right, "
+            f"tree {index + 1}/{self._total}: {right}/{len(tree.leaves())} right, "
             f"{len(tree)} spans, {tree.n_generated:,} tokens, {tree.meta['exit']}: "
             f"{fit(visible(problem.question), 60)}"
         )

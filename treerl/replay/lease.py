@@ -82,11 +82,13 @@ def renew(store: Store, claim: Claim, *, lease_s: float) -> None:
 
 
 def release(store: Store, claim: Claim) -> None:
-    """Gives a tree back that was not finished; nothing happens if the lease was lost."""
+    """Gives a tree back that was not finished, as if never claimed; nothing happens if the lease was lost."""
     statement = (
         sa.update(schema.tree)
         .where(*_held(claim))
-        .values(state="queued", owner=None, lease_until_us=None)
+        .values(
+            state="queued", owner=None, lease_until_us=None, attempts=schema.tree.c.attempts - 1
+        )
     )
     with store.write() as connection:
         connection.execute(statement)

@@ -77,6 +77,8 @@ Deliver = Callable[[Drawn], None]
 class VllmEngine:
     """vLLM's engine on the model in `folder` (config.json and safetensors), as a context manager.
 
+    One at a time in a process: vLLM keeps its groups in global variables.
+
     max_length: tokens of prefix and continuation together. dtype: of the weights where `settings` leave it to
     the policy. lora_rank: make room for the policy's adapter of this rank, and serve it beside the weights in
     `folder`; None: full weights alone. options: further fields of vLLM's EngineArgs. Raises ConfigError where
