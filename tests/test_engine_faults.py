@@ -314,7 +314,7 @@ def test_ctrl_c_in_each_phase_keeps_the_store_and_says_how_to_go_on(tmp_path):
 
 
 def test_ctrl_c_in_a_search_keeps_the_trees_that_were_finished(tmp_path):
-    given = ("treerl.engine.search:put_tree", 3, signal.SIGINT)
+    given = ("treerl.engine.tickets:Worker._put", 3, signal.SIGINT)
     done = treerl_child(
         tmp_path, "search", "quickstart", *SMALL, "-n", "4", prepare=signal_at, given=given
     )
