@@ -1,5 +1,6 @@
 """vLLM dies for real: its worker process or the whole run is killed with -9, in the middle of a search."""
 
+import json
 import os
 import signal
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 
 from tests.support_engine import sets, signal_at, steady_rows, treerl_child
 from tests.support_search import PROBLEM, check_invariants, decode_tokens, judge_with
@@ -15,7 +17,9 @@ from tests.support_vllm import NEEDS_VLLM, VOCABULARY, make_engine, make_vllm_sa
 from treerl.config import CureSearch, EntropyTopK
 from treerl.errors import SamplerError
 from treerl.metrics import read_metrics
+from treerl.replay import schema
 from treerl.replay.store import Store
+from treerl.samplers.vllm_installed import installed_vllm
 from treerl.search.scheduler import Counts, Growth, grow
 from treerl.search.strategy import make_strategy
 from treerl.search.tree import Tree
@@ -133,6 +137,14 @@ def steps_of(folder: Path) -> list[int]:
     return [row["step"] for row in read_metrics(folder / RUN / "metrics.jsonl")]
 
 
+def engines(folder: Path) -> list[str]:
+    """What drew, by the sampler rows of the cache."""
+    url = f"sqlite:///{folder}/runs/replay.db"
+    with Store.open(url, create=False) as store, store.read() as connection:
+        params = connection.execute(sa.select(schema.sampler.c.params)).scalars().all()
+    return [json.loads(text)["engine"] for text in params]
+
+
 def test_a_run_whose_engine_and_then_itself_is_killed_ends_as_the_unbroken_one(tmp_path):
     """The worker dies in the search of the first step; then, resumed, the run in that of the second."""
     whole = tmp_path / "whole"
@@ -158,5 +170,7 @@ def test_a_run_whose_engine_and_then_itself_is_killed_ends_as_the_unbroken_one(t
     assert done.json["steps"] == 2
 
     assert drawn(folder) == drawn(whole)
+    found = installed_vllm()
+    assert engines(folder) == [f"{found.name}@{found.version}"]
     for ours, theirs in zip(steady_rows(folder / RUN), steady_rows(whole / RUN), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)

@@ -109,11 +109,10 @@ def provenance(session: Session, base_weights: str, run_id: str) -> Provenance:
         ),
         policy=PolicyRef(recipe.policy.model, descent(base_weights, run_id)),
         sampler={
-            "engine": f"transformers@{transformers.__version__}",
+            **session.samplers.identity,
             "temperature": sampler.temperature,
             "top_p": sampler.top_p,
             "top_k": sampler.top_k,
-            "dtype": str(session.policy.dtype),
         },
         verifier=VerifierRef(name, version, {"key": config}),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import assert_never
 
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from treerl.config import AnySampler, SamplerSettings, TransformersSettings, VllmSettings
@@ -20,6 +21,7 @@ from treerl.policy.model import Policy
 from treerl.samplers.transformers import TransformersSampler
 from treerl.samplers.vllm import VllmSampler
 from treerl.samplers.vllm_engine import VllmEngine
+from treerl.samplers.vllm_installed import installed_vllm
 
 LiveSampler = TransformersSampler | VllmSampler
 
@@ -39,6 +41,21 @@ class SamplerSource:
                     self.engine.receive(weights_of(policy), 0)
             case _:
                 assert_never(settings)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What draws, for the provenance of its draws: engine with version, dtype of the weights."""
+        if self.engine is None:
+            return {
+                "engine": f"transformers@{transformers.__version__}",
+                "dtype": str(self._policy.dtype),
+            }
+        vllm = installed_vllm()
+        assert vllm is not None
+        return {
+            "engine": f"{vllm.name}@{vllm.version}",
+            "dtype": str(self.engine.weights.dtype),
+        }
 
     def make(self, settings: SamplerSettings) -> LiveSampler:
         """A sampler with these settings; the kind stays that of the source."""
