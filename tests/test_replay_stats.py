@@ -3,6 +3,7 @@ import pytest
 
 from tests.support_replay import PROBLEM, fill_two_runs
 from treerl.replay.check import check
+from treerl.replay.lease import queue_trees
 from treerl.replay.pool import Pool, PoolSettings
 from treerl.replay.stats import Drawn, problems, stats
 from treerl.replay.store import Store
@@ -37,6 +38,14 @@ def test_totals_and_what_a_run_drew_from_another(store):
     assert b.drawn_from == (Drawn("a", draws=2, solutions=1, tokens=6),)
     # 36 tokens for 7 fresh leaves: two leaves of another run saved about 10.
     assert (b.generated, b.saved, a.saved) == (36, 10, 0)
+
+
+def test_trees_that_wait_to_be_searched_are_counted_apart(store):
+    run = store.start_run("c", {})
+    queue_trees(store, run, [PROBLEM], step=0)
+    found = stats(store)
+    assert (found.trees, found.queued) == (4, 1)
+    assert found.runs[-1].trees == 0
 
 
 def test_rows_drawn_from_the_pools_of_a_run_are_counted(store):

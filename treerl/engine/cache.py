@@ -167,7 +167,7 @@ def _queues(store: Store) -> list[dict[str, Any]]:
 
 def _run_row(run: Any) -> dict[str, Any]:
     recipe = run.config.get("recipe", {})
-    when = datetime.fromtimestamp(run.created_us / 1e6, UTC).isoformat(timespec="seconds")
+    when = datetime.fromtimestamp(run.created_us / 1e6, UTC).strftime("%Y-%m-%dT%H:%MZ")
     return {
         "run": run.name,
         "model": recipe.get("policy", {}).get("model"),

@@ -44,13 +44,15 @@ class RunStats:
 
 @dataclass(frozen=True)
 class Stats:
-    """Totals. `right`: solutions that some verifier pays at least RIGHT_AT; `tokens`: stored once each."""
+    """Totals. `right`: solutions that some verifier pays at least RIGHT_AT; `trees`: whole ones; `queued`:
+    still to be searched; `tokens`: stored once each."""
 
     problems: int
     prompts: int
     solutions: int
     right: int
     trees: int
+    queued: int
     draws: int
     nodes: int
     tokens: int
@@ -75,6 +77,7 @@ def stats(store: Store) -> Stats:
     verdict = schema.verdict
     right = sa.select(sa.func.count(verdict.c.solution_id.distinct()))
     outcomes = sa.select(verdict.c.outcome, sa.func.count()).group_by(verdict.c.outcome)
+    trees = sa.select(sa.func.count()).select_from(schema.tree)
     tokens = sa.select(sa.func.coalesce(sa.func.sum(schema.node.c.n_tokens), 0))
     with store.read() as connection:
         counted = {
@@ -85,7 +88,6 @@ def stats(store: Store) -> Stats:
                 schema.problem,
                 schema.prompt,
                 schema.solution,
-                schema.tree,
                 schema.draw,
                 schema.node,
             )
@@ -95,7 +97,8 @@ def stats(store: Store) -> Stats:
             prompts=counted["prompt"],
             solutions=counted["solution"],
             right=connection.execute(right.where(verdict.c.reward >= RIGHT_AT)).scalar_one(),
-            trees=counted["tree"],
+            trees=connection.execute(trees.where(schema.tree.c.state == "done")).scalar_one(),
+            queued=connection.execute(trees.where(schema.tree.c.state != "done")).scalar_one(),
             draws=counted["draw"],
             nodes=counted["node"],
             tokens=int(connection.execute(tokens).scalar_one()),
