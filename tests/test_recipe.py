@@ -55,6 +55,16 @@ def test_importance_weights_refuse_a_truncated_distribution():
     assert "sampler.top_p = 1" in message
 
 
+@pytest.mark.parametrize(
+    "replay", [{"max_cached": 1}, {"collapse": {"rows": 1}}, {"imitate": {"rows": 1}}]
+)
+def test_weights_of_cached_rows_refuse_a_truncated_distribution(replay):
+    given = {"sampler": {"top_p": 0.9}, "loss": {"rollout_is": "none"}, "replay": replay}
+    assert 'loss.replay_is = "none"' in refusal(given)
+    given["loss"]["replay_is"] = "none"
+    assert parse_recipe(given, source="test").replay.trains_on_cached
+
+
 def test_the_samplers_logprobs_as_denominators_refuse_a_truncated_distribution():
     message = refusal(
         {

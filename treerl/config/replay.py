@@ -103,5 +103,5 @@ class ReplaySettings(Section):
     @property
     def trains_on_cached(self) -> bool:
         """Do cached rows join updates?"""
-        cached = self.reuse and self.max_cached > 0
-        return cached or self.collapse.rows > 0 or self.imitate.rows > 0
+        read = self.reuse and self.max_cached + self.collapse.rows > 0
+        return read or self.imitate.rows > 0
