@@ -8,6 +8,8 @@ import sqlalchemy as sa
 from tests.support_replay import PROBLEM, fill_two_runs, provenance, star_tree
 from treerl.replay import schema
 from treerl.replay.check import check
+from treerl.replay.keys import VerifierRef
+from treerl.replay.rejudge import rejudge
 from treerl.replay.store import Store
 from treerl.verifiers.verdict import Verdict
 
@@ -26,14 +28,19 @@ def store(any_url):
         yield store
 
 
+def id_of(table):
+    """What names a row in reports."""
+    return table.c.id if "id" in table.c else table.c.solution_id
+
+
 def values(store, table, column):
-    query = sa.select(table.c.id, table.c[column]).where(table.c[column].is_not(None))
+    query = sa.select(id_of(table), table.c[column]).where(table.c[column].is_not(None))
     with store.read() as connection:
-        return connection.execute(query.order_by(table.c.id)).all()
+        return connection.execute(query.order_by(id_of(table))).all()
 
 
 def change(store, table, row, column, value):
-    statement = sa.update(table).where(table.c.id == row).values({column: value})
+    statement = sa.update(table).where(id_of(table) == row).values({column: value})
     with store.write() as connection:
         assert connection.execute(statement).rowcount == 1
 
@@ -61,7 +68,8 @@ def test_a_flipped_bit_of_any_blob_is_found_and_its_row_named(store, name, colum
             found = list(check(store))
             assert found, (row, at)
             if name != "draw":
-                assert any(line.startswith(f"{name} {row}: ") for line in found), found
+                start = f"{name}{' of solution' * (name == 'verdict')} {row}: "
+                assert any(line.startswith(start) for line in found), found
             else:
                 assert all(line.startswith(("tree ", "node ")) for line in found)
             change(store, table, row, column, value)
@@ -83,12 +91,39 @@ def test_a_flipped_bit_of_any_blob_is_found_and_its_row_named(store, name, colum
         ("UPDATE visit SET reward = 0.25 WHERE reward = 1", "tree 1: "),
         ("UPDATE verdict SET reward = 0.25 WHERE solution_id = 1", "verdict of solution 1: "),
         ("UPDATE draw SET k = 5 WHERE id = 1", "tree 1: statistics"),
+        ("UPDATE problem SET columns = '{}' WHERE id = 1", "problem 1: its columns"),
+        ("UPDATE solution SET text = 'x' WHERE id = 2", "solution 2: its text"),
+        ("UPDATE solution SET text = NULL WHERE id = 2", "solution 2: its text"),
+        ("UPDATE verdict SET position = 0 WHERE solution_id = 1", "verdict of solution 1: "),
     ],
 )
 def test_changed_words_and_figures_are_found(store, statement, message):
     with store.write() as connection:
         connection.exec_driver_sql(statement)
     assert any(line.startswith(message) for line in check(store)), list(check(store))
+
+
+def test_a_changed_verdict_that_came_without_a_tree_is_found(store):
+    """As `replay rejudge` stores them."""
+    other = VerifierRef("other", "2")
+
+    def verify(problems, completions):
+        return [Verdict("scored", 0.5, "7", {"way": "new"}, 0.25) for _ in completions]
+
+    assert sum(rejudge(store, verify, other)) > 0
+    assert list(check(store)) == []
+    with store.write() as connection:
+        connection.exec_driver_sql("UPDATE verdict SET answer = '8' WHERE reward = 0.5")
+    found = list(check(store))
+    assert found
+    assert all(line.startswith("verdict of solution ") for line in found)
+
+
+def test_rows_of_an_older_schema_have_no_keys_of_words_and_pass(store):
+    with store.write() as connection:
+        for table, name in (("problem", "columns"), ("solution", "text"), ("verdict", "row")):
+            connection.exec_driver_sql(f"UPDATE {table} SET {name}_key = NULL")
+    assert list(check(store)) == []
 
 
 def test_what_databases_and_json_make_of_values_is_no_damage(any_url):

@@ -204,9 +204,9 @@ class TreesEntry:
     def _solutions(self, trees: Sequence[TreeRows], prompt_ids: Sequence[int]) -> dict[bytes, int]:
         unique: dict[bytes, tuple[Any, ...]] = {}
         for data, prompt_id in zip(trees, prompt_ids, strict=True):
-            for key, *rest in tuples(data.solutions, ("path_key", "n_tokens", "text")):
+            for key, *rest in tuples(data.solutions, ("path_key", "n_tokens", "text", "text_key")):
                 unique.setdefault(key, (key, prompt_id, *rest))
-        names = ("path_key", "prompt_id", "n_tokens", "text")
+        names = ("path_key", "prompt_id", "n_tokens", "text", "text_key")
         insert_unless_there(
             self.connection, schema.solution, names, [unique[name] for name in sorted(unique)]
         )

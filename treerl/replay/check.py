@@ -1,8 +1,8 @@
 """Re-hashing every key of a replay database from what comes back out, and naming the rows that do not match.
 
-Facts and provenance are checked row by row; nodes, solutions, draws and visits through the trees that use
-them; the verdict of a solution against the tree that brought it. What no key names is not covered: texts of
-solutions, names of runs, verdicts that came without a tree, and rows that no tree uses, which
+Facts, provenance, texts and verdicts are checked row by row; paths of nodes and solutions, draws and visits
+through the trees that use them; the verdict of a solution also against the tree that brought it. What no key
+names is not covered: a run's name and recipe, pools and phases, and paths that no tree uses, which
 `treerl replay gc` removes.
 """
 
@@ -16,7 +16,16 @@ from treerl.canon import canonical_json
 from treerl.errors import StoreError
 from treerl.problem import Problem
 from treerl.replay import rows, schema
-from treerl.replay.keys import PolicyRef, Provenance, VerifierRef, problem_key, sampler_key
+from treerl.replay.keys import (
+    PolicyRef,
+    Provenance,
+    VerifierRef,
+    columns_key,
+    problem_key,
+    sampler_key,
+    text_key,
+    verdict_key,
+)
 from treerl.replay.store import Store, StoredTree
 
 PAGE = 500
@@ -36,12 +45,36 @@ def check(store: Store, progress: Callable[[int, int], None] | None = None) -> I
                 continue
             if found != row.key:
                 yield f"{table.name} {row.id}: its content differs from its key"
+    yield from _check_words(store)
     total = _count(store)
     for done, head in enumerate(_pages(store, _HEADS, schema.tree.c.id), start=1):
         yield from _check_tree(store, head)
         if progress is not None:
             progress(done, total)
 
+
+def _check_words(store: Store) -> Iterator[str]:
+    """What has a key for this check alone: columns of problems, texts, verdicts."""
+    for row in _pages(store, sa.select(schema.problem), schema.problem.c.id):
+        if row.columns_key not in (None, columns_key(row.columns)):
+            yield f"problem {row.id}: its columns differ from their key"
+    for row in _pages(store, sa.select(schema.solution), schema.solution.c.id):
+        if row.text_key not in (None, text_key(row.text)):
+            yield f"solution {row.id}: its text differs from its key"
+    judge = schema.verifier
+    for verifier in _pages(store, sa.select(judge.c.id), judge.c.id):
+        of_judge = _VERDICTS.where(schema.verdict.c.verifier_id == verifier.id)
+        for row in _pages(store, of_judge, schema.verdict.c.solution_id):
+            if row.row_key not in (None, verdict_key(*(row._mapping[name] for name in _SAID))):
+                yield f"verdict of solution {row.id}: differs from its key (verifier {verifier.id})"
+
+
+_SAID = ("outcome", "reward", "answer", "detail", "seconds", "position")
+_VERDICTS = sa.select(
+    schema.verdict.c.solution_id.label("id"),
+    schema.verdict.c.row_key,
+    *(schema.verdict.c[name] for name in _SAID),
+)
 
 _FACTS: dict[sa.Table, Callable[[Any], bytes]] = {
     schema.problem: lambda row: problem_key(Problem(row.question, row.truth, row.kind)),

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from treerl.replay import schema
-from treerl.replay.keys import VerifierRef
+from treerl.replay.keys import VerifierRef, verdict_key
 from treerl.replay.rows import Columns, Row
 from treerl.replay.schema import Words
 
@@ -77,12 +77,14 @@ VERDICT_NAMES = (
 
 
 def put_verdicts(connection: sa.Connection, entered: Sequence[tuple[Any, ...]]) -> None:
-    """Enters verdicts, columns in the order of VERDICT_NAMES.
+    """Enters verdicts, columns in the order of VERDICT_NAMES, under keys of their own.
 
     One that is there stays, unless it was not scored and the new one is. Of equal ones the first counts.
     """
     ordered = sorted(entered, key=itemgetter(0, 1))
-    _execute_many(connection, _upsert_verdict(connection.dialect.name), VERDICT_NAMES, ordered)
+    rows = [(*row, verdict_key(*row[2:])) for row in ordered]
+    names = (*VERDICT_NAMES, "row_key")
+    _execute_many(connection, _upsert_verdict(connection.dialect.name), names, rows)
 
 
 # Statements ----------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def insert_new(dialect: str, table: sa.Table, key: tuple[str, ...]) -> Any:
 def _upsert_verdict(dialect: str) -> Any:
     statement = _insert(dialect, schema.verdict)
     new = statement.excluded
-    names = ("outcome", "reward", "answer", "detail", "seconds", "position")
+    names = ("outcome", "reward", "answer", "detail", "seconds", "position", "row_key")
     return statement.on_conflict_do_update(
         index_elements=["solution_id", "verifier_id"],
         set_={name: new[name] for name in names},

@@ -98,3 +98,27 @@ class Provenance:
 def sampler_key(params_json: str) -> bytes:
     """16 bytes from the canonical JSON of a sampler's settings."""
     return digest("sampler", params_json)
+
+
+def columns_key(columns_json: str) -> bytes:
+    """16 bytes: a problem's columns, which its own key leaves out."""
+    return digest("columns", columns_json)
+
+
+def text_key(text: str | None) -> bytes:
+    """16 bytes: a solution's text, which its path key, over tokens, leaves out."""
+    return digest("text", text)
+
+
+def verdict_key(
+    outcome: str,
+    reward: float | None,
+    answer: str | None,
+    detail: str | None,
+    seconds: float,
+    position: int,
+) -> bytes:
+    """16 bytes: all that a verdict says."""
+    # Databases may take the sign of a zero.
+    paid = None if reward is None else float(reward) + 0.0
+    return digest("verdict", outcome, paid, answer, detail, float(seconds) + 0.0, position)

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from treerl.canon import canonical_json, digest, token_bytes
 from treerl.errors import StoreError
 from treerl.problem import Problem
-from treerl.replay.keys import Provenance, path_key, problem_key, prompt_key
+from treerl.replay.keys import (
+    Provenance,
+    columns_key,
+    path_key,
+    problem_key,
+    prompt_key,
+    text_key,
+)
 from treerl.search.sampler import Finish, Origin
 from treerl.search.tree import Tree
 from treerl.verifiers.verdict import Verdict
@@ -108,12 +115,14 @@ def encode(
 
 def problem_row(problem: Problem) -> Row:
     """The `problem` row of a problem, without id."""
+    columns = _json(dict(problem.columns), "columns of the problem")
     return {
         "key": problem_key(problem),
         "kind": problem.kind,
         "question": problem.question,
         "truth": problem.truth,
-        "columns": _json(dict(problem.columns), "columns of the problem"),
+        "columns": columns,
+        "columns_key": columns_key(columns),
     }
 
 
@@ -273,6 +282,7 @@ def _solutions(
         "path_key": list(rows),
         "n_tokens": [length for length, _ in rows.values()],
         "text": [text for _, text in rows.values()],
+        "text_key": [text_key(text) for _, text in rows.values()],
     }
 
 

@@ -33,7 +33,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Known schema revisions, oldest first; the last one is what this code reads and writes."""
 
 metadata = MetaData(
@@ -113,6 +113,8 @@ problem = Table(
     Column("question", Words, nullable=False),
     Column("truth", Words, nullable=False),
     Column("columns", Text, nullable=False),
+    # This key and the two like it are for `check` alone, and absent in rows of schema 0005 and before.
+    Column("columns_key", LargeBinary(16)),
 )
 
 prompt = Table(
@@ -151,6 +153,7 @@ solution = Table(
     _ref("prompt_id", "prompt.id", index=True),
     _int("n_tokens"),
     Column("text", Words),
+    Column("text_key", LargeBinary(16)),
 )
 
 policy = Table(
@@ -270,6 +273,7 @@ verdict = Table(
     Column("detail", Text),
     Column("seconds", Double, nullable=False),
     _int("position"),
+    Column("row_key", LargeBinary(16)),
     PrimaryKeyConstraint("solution_id", "verifier_id"),
     CheckConstraint("outcome IN ('scored', 'skipped', 'timeout', 'error')", name="outcome"),
     CheckConstraint("(outcome = 'scored') = (reward IS NOT NULL)", name="scored"),
