@@ -78,6 +78,9 @@ def test_an_interrupted_search_gives_its_trees_back_and_is_gone_on_with(queued, 
     done = treerl_child(queued, *JOIN)
     assert done.exit_code == 0, done.stderr
     assert trees(queued) == alone
+    again = treerl_child(queued, *JOIN[:-1])
+    assert again.exit_code == 0, again.stderr
+    assert "nothing was left to search" in again.stdout
 
 
 def test_two_workers_share_the_trees(queued, alone):

@@ -80,7 +80,10 @@ def search_run(
     figures = search_metrics(searched) if searched.trees else {}
     if not quiet:
         told = {name: value for name, value in figures.items() if not name.startswith("verify/")}
-        console.print(render_mapping("", told))
+        if told:
+            console.print(render_mapping("", told))
+        else:
+            console.print("nothing was left to search", highlight=False)
         console.print(_ending(recipe, ids, worker.lost, left), highlight=False, soft_wrap=True)
     return {"url": replay_url(recipe), "run": run.name, "trees": ids, **figures}
 
