@@ -94,14 +94,14 @@ def test_database_that_is_absent(url):
 
 
 def test_server_that_does_not_answer(tmp_path):
+    pytest.importorskip("psycopg")
     with pytest.raises(StoreError, match="see whether the server runs with `pg_isready"):
         Store.open(f"postgresql://postgres@/postgres?host={tmp_path}")
 
 
 def test_full_disk_and_missing_rights_are_told():
     """The server's codes for what cannot be brought about here."""
-    import psycopg
-
+    psycopg = pytest.importorskip("psycopg")
     for code, message in (
         ("53100", "the server's disk is full"),
         ("42501", "GRANT ALL ON SCHEMA public TO me"),

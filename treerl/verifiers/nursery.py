@@ -42,6 +42,13 @@ class Child:
             index, began = again  # it was being written
         return index, began
 
+    def is_there(self) -> bool:
+        """Whether it waits for work: an idle child sends nothing, so what can be read is its end."""
+        try:
+            return not self.connection.poll()
+        except OSError:
+            return False
+
     def yield_to_others(self, niceness: int) -> None:
         """Lets answers that end be judged before one that may not. The process is not reaped yet."""
         with contextlib.suppress(OSError):

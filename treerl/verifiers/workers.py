@@ -222,7 +222,7 @@ class VerifierPool:
             return None
 
     def _ready(self, child: Child | None, needs: frozenset[str]) -> Child:
-        if child is not None and needs <= child.loaded:
+        if child is not None and needs <= child.loaded and child.is_there():
             return child
         if child is not None:
             self._nursery.end(child)
