@@ -140,7 +140,7 @@ def _child(
         os.dup2(handle, stream)
         os.close(handle)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # whatever the tests themselves run under, nohup perhaps
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the tests themselves may run under nohup
         signal.signal(number, signal.SIG_DFL)
     code = 1
     try:
