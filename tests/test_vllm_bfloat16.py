@@ -16,6 +16,7 @@ pytestmark = NEEDS_VLLM
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_weights_go_over_in_bfloat16(tmp_path, dtype):
     """Of a policy in bfloat16, and of one in float32 whose engine rounds; old weights are found."""
+    torch.manual_seed(0)
     policy = wrap_model(tiny_llama(**SHAPE).to(dtype), name="tiny")
     with make_engine(policy.model, tmp_path, dtype=torch.bfloat16) as engine:
         settings = SamplerSettings()
@@ -26,7 +27,7 @@ def test_weights_go_over_in_bfloat16(tmp_path, dtype):
         moved(policy)
         row = handed.publish(1, trees())
         assert (row["handover/checked"], row["handover/tensors"]) == (3, 2 * 13 + 3)
-        assert 0 < row["handover/logp_difference"] < 0.05
+        assert 0 < row["handover/logp_difference"] < handed.tolerance
         moved(policy)
         with pytest.raises(HandoverError, match="served otherwise than they were sent"):
             check_fingerprints(sampler.compare(weights_of(policy)), 2)
