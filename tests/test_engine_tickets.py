@@ -122,6 +122,20 @@ def test_trees_of_a_killed_worker_are_taken_over(queued, alone):
     assert trees(queued) == alone
 
 
+@pytest.mark.postgres
+def test_trees_of_a_killed_worker_are_taken_over_on_a_server(pg_urls, tmp_path):
+    url = pg_urls()
+    search = (*SEARCH[:2], *sets(f"replay.url='{url}'"), "-n", "12", "--lease", "2")
+    given = (PUT, 5, signal.SIGKILL)
+    died = treerl_child(tmp_path, *search, prepare=signal_at, given=given)
+    assert died.exit_code == -signal.SIGKILL
+    join = (*JOIN[:3], "--url", url, "--lease", "2", "--json")
+    done = treerl_child(tmp_path, *join)
+    assert done.exit_code == 0, done.stderr
+    assert done.json["search/trees"] == 8
+    assert len(done.json["trees"]) == 12
+
+
 def test_a_tree_finished_too_late_is_not_stored_and_counted(tmp_path, monkeypatch):
     """While the only worker grows a tree, its lease ends and another takes the tree, and gives up."""
     monkeypatch.chdir(tmp_path)
