@@ -30,13 +30,13 @@ class LossSettings(Section):
     """A weight over the threshold is cut to it, or its token (leaf) leaves the update and its denominator."""
     rollout_is_threshold: Annotated[float, Field(gt=0)] | str = 2.0
     """Largest weight; with `mask` also a band, "0.5_5.0" (IcePop): outside it the token (leaf) leaves."""
-
     replay_is: Literal["truncate", "ratio", "none"] = "truncate"
     """Correction of tokens from the replay cache by the log-probs stored with them. truncate: detached weights
     policy / drawer, one a token, cut at `replay_is_threshold`; the clip band lies around the policy at the
     start of the update. ratio: the clipped ratio itself is taken to the drawer (SPO), so the band lies around
     a policy of long ago. none: no correction (DeepSearch's release), for comparison."""
     replay_is_threshold: Annotated[float, Field(gt=0)] = 2.0
+    """Largest weight of a cached token."""
 
     @property
     def rollout_is_band(self) -> tuple[float, float]:
