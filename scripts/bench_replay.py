@@ -3,9 +3,8 @@
 Throughput: trees of eight 30-token spans by the writer thread against (a) JSON lines, appended and scanned,
 and (b) one transaction a node; a batch is up to 4 right solutions of each of 8 problems, out of a cache of
 `--trees` trees. Growth: the hot queries at 10^3 draws and up, on one cache that is filled by plain inserts;
-problems, runs and policies grow with it, what one query returns stays. Times are CPU seconds of this
-process, on SQLite; best of `--repeat`. A server works in another process, so for PostgreSQL (`--url`, an
-empty database) they are seconds of the clock.
+problems, runs and policies grow with it, what one query returns stays. Times are CPU seconds on SQLite, and
+on PostgreSQL (`--url`, an empty database), which works in another process, of the clock; best of `--repeat`.
 
 `python scripts/bench_replay.py [--sizes 1000 10000 100000 1000000] [--json]`
 """

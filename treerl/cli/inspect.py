@@ -48,9 +48,7 @@ def inspect(
     compare: Annotated[str, typer.Option(help="Two estimators side by side: tree_value,grpo")] = "",
     weights: Annotated[
         Path | None,
-        typer.Option(
-            help="Policy for ratios and log-prob estimators; default the run's checkpoint"
-        ),
+        typer.Option(help="Policy for ratios and log-probs; default the run's checkpoint"),
     ] = None,
     right: Annotated[bool, typer.Option("--right", help="Only paths to right leaves")] = False,
     whole: Annotated[bool, typer.Option("--all", help="Leave no branch out")] = False,

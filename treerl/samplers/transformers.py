@@ -172,8 +172,7 @@ class TransformersSampler:
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Span]]:
         """Decodes until a share of the rows has ended; returns the ended ones, [] if there is no work."""
-        began = time.perf_counter()
-        training = self._model.training
+        began, training = time.perf_counter(), self._model.training
         if training:
             self._model.eval()  # type: ignore[no-untyped-call]
         try:
