@@ -27,7 +27,7 @@ def test_weights_go_over_in_bfloat16(tmp_path, dtype):
         moved(policy)
         row = handed.publish(1, trees())
         assert (row["handover/checked"], row["handover/tensors"]) == (3, 2 * 13 + 3)
-        assert 0 < row["handover/logp_difference"] < handed.tolerance
+        assert 0 < row["handover/logp_difference"] < 0.05
         moved(policy)
         with pytest.raises(HandoverError, match="served otherwise than they were sent"):
             check_fingerprints(sampler.compare(weights_of(policy)), 2)

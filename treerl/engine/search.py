@@ -36,10 +36,10 @@ WEIGHTS = "searches_with"
 class Asked:
     """What to search: so many problems of the task, the one of `prompt`, or what is left of the run `join`."""
 
-    problems: int = 8
-    prompt: str | None = None
-    truth: str | None = None
-    join: RunInfo | None = None
+    problems: int
+    prompt: str | None
+    truth: str | None
+    join: RunInfo | None
 
 
 def search_run(

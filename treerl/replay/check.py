@@ -16,6 +16,7 @@ from treerl.canon import canonical_json
 from treerl.errors import StoreError
 from treerl.problem import Problem
 from treerl.replay import rows, schema
+from treerl.replay.entry import VERDICT_CONTENT
 from treerl.replay.keys import (
     PolicyRef,
     Provenance,
@@ -65,15 +66,14 @@ def _check_words(store: Store) -> Iterator[str]:
     for verifier in _pages(store, sa.select(judge.c.id), judge.c.id):
         of_judge = _VERDICTS.where(schema.verdict.c.verifier_id == verifier.id)
         for row in _pages(store, of_judge, schema.verdict.c.solution_id):
-            if row.row_key not in (None, verdict_key(*(row._mapping[name] for name in _SAID))):
+            if row.row_key not in (None, verdict_key(*row[2:])):
                 yield f"verdict of solution {row.id}: differs from its key (verifier {verifier.id})"
 
 
-_SAID = ("outcome", "reward", "answer", "detail", "seconds", "position")
 _VERDICTS = sa.select(
     schema.verdict.c.solution_id.label("id"),
     schema.verdict.c.row_key,
-    *(schema.verdict.c[name] for name in _SAID),
+    *(schema.verdict.c[name] for name in VERDICT_CONTENT),
 )
 
 _FACTS: dict[sa.Table, Callable[[Any], bytes]] = {

@@ -64,16 +64,9 @@ def verifier_row(verifier: VerifierRef) -> Row:
     }
 
 
-VERDICT_NAMES = (
-    "solution_id",
-    "verifier_id",
-    "outcome",
-    "reward",
-    "answer",
-    "detail",
-    "seconds",
-    "position",
-)
+VERDICT_CONTENT = ("outcome", "reward", "answer", "detail", "seconds", "position")
+"""What a verdict says: the arguments of its key, in their order."""
+VERDICT_NAMES = ("solution_id", "verifier_id", *VERDICT_CONTENT)
 
 
 def put_verdicts(connection: sa.Connection, entered: Sequence[tuple[Any, ...]]) -> None:
@@ -172,7 +165,7 @@ def insert_new(dialect: str, table: sa.Table, key: tuple[str, ...]) -> Any:
 def _upsert_verdict(dialect: str) -> Any:
     statement = _insert(dialect, schema.verdict)
     new = statement.excluded
-    names = ("outcome", "reward", "answer", "detail", "seconds", "position", "row_key")
+    names = (*VERDICT_CONTENT, "row_key")
     return statement.on_conflict_do_update(
         index_elements=["solution_id", "verifier_id"],
         set_={name: new[name] for name in names},
